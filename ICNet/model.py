@@ -1,0 +1,245 @@
+"""ICNet: the image cascade network of "ICNet for Real-Time Semantic Segmentation on High-Resolution Images".
+
+Zhao, Qi, Shen, Shi and Jia, ECCV 2018, arXiv 1704.08545. Only a quarter-size copy of the image goes through the whole
+(dilated) ResNet; a half-size copy goes through its first half, and the full image through three convolutions. Two
+cascade feature fusion units merge the three, coarse to fine.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common import IGNORE_INDEX
+from common.backbone import ResNet, find_imagenet, plain_state_dict
+from common.errors import InputError
+
+# ImageNet weights with the stem 64, 64, 128, published by PyTorch-Encoding as zip files under IMAGENET_URL
+IMAGENET_FILES = {
+    "resnet50": "resnet50-25c4b509.pth",
+    "resnet101": "resnet101-2a57e44d.pth",
+    "resnet152": "resnet152-0d43d698.pth",
+}
+IMAGENET_URL = "https://hangzh.s3.amazonaws.com/encoding/models/"
+
+LOSS_WEIGHTS = (1.0, 0.4, 0.4)  # of the logits at 1/4, 1/8 and 1/16 of the image
+REFERENCE_PREFIXES = (
+    ("pretrained.", "backbone."),
+    ("conv_sub1.", "full_branch."),
+    ("head.conv_cls.", "classifier."),
+    ("head.", ""),
+)
+MIN_SIDE = 4  # below, the quarter-size image has no pixel
+COARSEST_STRIDE = 32  # of the features of the quarter-size branch, against the image
+
+
+def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with aligned corners, [B, C, h, w] -> [B, C, *size]: how this network resizes everything."""
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=True)
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits of a mixed-precision run in float32: neither a loss nor an upsampling is exact enough in 16 bits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class ConvBNReLU(nn.Module):
+    """3x3 convolution with stride 2, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class PyramidPooling(nn.Module):
+    """Adds to the features their means over 1x1, 2x2, 3x3 and 6x6 regions ("Network Architecture").
+
+    PSPNet concatenates them behind 1x1 convolutions; the sum of ICNet keeps the number of channels and has no weights.
+    """
+
+    BINS = (1, 2, 3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        return x + sum(resize(F.adaptive_avg_pool2d(x, bins), size) for bins in self.BINS)
+
+
+class CascadeFeatureFusion(nn.Module):
+    """Merges coarse features into finer ones ("Cascade Feature Fusion"), and classifies the coarse ones.
+
+    The coarse features are brought to the finer size and refined by a dilated 3x3 convolution. Their classification is
+    the auxiliary output in training ("Cascade Label Guidance").
+    """
+
+    def __init__(self, low_channels: int, high_channels: int, num_classes: int, channels: int = 128):
+        super().__init__()
+        self.conv_low = nn.Sequential(
+            nn.Conv2d(low_channels, channels, kernel_size=3, padding=2, dilation=2, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.conv_high = nn.Sequential(
+            nn.Conv2d(high_channels, channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.label_guidance = nn.Conv2d(channels, num_classes, kernel_size=1, bias=False)
+
+    def forward(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """low [B, C, h/2, w/2], high [B, C', h, w] -> fused [B, channels, h, w], logits [B, num_classes, h, w]."""
+        low = self.conv_low(resize(low, high.shape[-2:]))  # [B, C, h/2, w/2] -> [B, channels, h, w]
+        return F.relu(low + self.conv_high(high)), self.label_guidance(low)
+
+
+class ICNet(nn.Module):
+    """The three branches and their cascade.
+
+    backbone: resnet50, resnet101 or resnet152, with the stem 64, 64, 128, dilated in layer3 and layer4 to stride 8. The
+    half-size and the quarter-size branch share its weights. Convolutions outside it keep PyTorch's initial values.
+    """
+
+    def __init__(self, num_classes: int = 19, backbone: str = "resnet50"):
+        super().__init__()
+        if backbone not in IMAGENET_FILES:
+            raise InputError(f"no ICNet with backbone {backbone!r}: choose one of {', '.join(IMAGENET_FILES)}")
+        self.options = {"num_classes": num_classes, "backbone": backbone}
+        self.backbone = ResNet(backbone, (False, True, True), stem_widths=(64, 64, 128))
+        self.full_branch = nn.Sequential(ConvBNReLU(3, 32), ConvBNReLU(32, 32), ConvBNReLU(32, 64))
+        self.pyramid_pooling = PyramidPooling()
+        self.cff_24 = CascadeFeatureFusion(2048, 512, num_classes)
+        self.cff_12 = CascadeFeatureFusion(128, 64, num_classes)
+        self.classifier = nn.Conv2d(128, num_classes, kernel_size=1, bias=False)
+
+    def heads(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images [B, 3, H, W] -> logits [B, num_classes, h, w] at 1/4, 1/8 and 1/16 of the image, in any mode.
+
+        The half-size branch ends with layer2, the last output that is used of it. Code that runs layer3 and layer4 on
+        it as well computes the same logits, but updates the running statistics of these layers twice.
+        """
+        self._check_shape(images)
+        height, width = images.shape[-2:]
+        half = self.backbone(resize(images, (height // 2, width // 2)), stages=2)[-1]  # [B, 512, H/16, W/16]
+        quarter = self.backbone(resize(images, (height // 4, width // 4)))[-1]  # [B, 2048, H/32, W/32]
+        fused, sixteenth = self.cff_24(self.pyramid_pooling(quarter), half)  # [B, 128, H/16, W/16]
+        fused, eighth = self.cff_12(fused, self.full_branch(images))  # [B, 128, H/8, W/8]
+        fused = resize(fused, (2 * fused.shape[-2], 2 * fused.shape[-1]))  # [B, 128, H/4, W/4]
+        return self.classifier(fused), eighth, sixteenth
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor] | Tensor:
+        """images [B, 3, H, W] -> in training the logits of `heads`; else the first of them at the size of the images.
+
+        The latter are [B, num_classes, H, W] in float32 or, for float64 images, float64. ValueError for images that are
+        too small.
+        """
+        logits = self.heads(images)
+        if self.training:
+            return logits
+        return resize(at_least_float32(logits[0]), images.shape[-2:])
+
+    def _check_shape(self, images: Tensor) -> None:
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have the shape {list(images.shape)}; ICNet needs RGB images [B, 3, H, W]")
+        batch_size, _, height, width = images.shape
+        if min(height, width) < MIN_SIDE:
+            raise ValueError(
+                f"images have the shape {list(images.shape)}; ICNet needs sides of {MIN_SIDE} pixels or more: "
+                f"pad or enlarge them to {max(height, MIN_SIDE)} x {max(width, MIN_SIDE)}"
+            )
+        # Sides of the quarter-size branch are rounded down once (to whole pixels), then up by its strided layers.
+        if self.training and batch_size == 1 and max(height, width) < COARSEST_STRIDE + MIN_SIDE:
+            raise ValueError(
+                f"images have the shape {list(images.shape)}; a batch norm cannot train on the single pixel that is "
+                f"left of one image below {COARSEST_STRIDE + MIN_SIDE} pixels: take a larger crop or two images"
+            )
+
+
+def build_model(num_classes: int = 19, backbone: str = "resnet50") -> ICNet:
+    """The network with random initial weights; `model.options` holds the arguments, for its checkpoints."""
+    return ICNet(num_classes, backbone)
+
+
+def imagenet_file(backbone: str, source: str) -> Path | None:
+    """The ImageNet weights that `--pretrained SOURCE` means for this backbone (`common.backbone.find_imagenet`)."""
+    name = IMAGENET_FILES[backbone]
+    return find_imagenet(source, [name], IMAGENET_URL + name.replace(".pth", ".zip"))
+
+
+def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
+    """A checkpoint of ICNet-pytorch (or of the ModelZoo's version of it) under the names of this module.
+
+    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
+    prefixes. Names that are ours already stay; the ImageNet classifier `pretrained.fc`, which some checkpoints carry
+    along unused, is dropped.
+
+        pretrained.*                -> backbone.*
+        conv_sub1.*                 -> full_branch.*
+        head.cff_{12,24}.*          -> cff_{12,24}.*
+        ... .conv_low_cls.weight    -> ... .label_guidance.weight
+        head.conv_cls.weight        -> classifier.weight
+    """
+    renamed = {}
+    for name, value in plain_state_dict(checkpoint).items():
+        if name.startswith("pretrained.fc."):
+            continue
+        for theirs, ours in REFERENCE_PREFIXES:
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+        renamed[name.replace(".conv_low_cls.", ".label_guidance.")] = value
+    return renamed
+
+
+def training_loss(
+    outputs: tuple[Tensor, Tensor, Tensor],
+    target: Tensor,
+    label_resize: str = "nearest",
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Cross entropy of the 1/4 logits, plus 0.4 times those of the 1/8 and the 1/16 logits ("Cascade Label Guidance").
+
+    outputs: logits [B, C, h, w] of any floating type. target: [B, H, W] int64, [0, C) or `ignore_index`; it is resized
+    to each of the logits. Each term is the mean over the pixels that are not ignored, and 0 where there are none.
+    Returns a scalar in float32 (float64 for float64 logits).
+
+    label_resize: "nearest", or "bilinear" for the arithmetic of the published code: class ids are interpolated as
+    numbers and truncated, with -1 for ignored pixels, which invents classes along borders. It is here to compare with
+    that code, not to train with.
+    """
+    terms = loss_terms(outputs, target, label_resize, ignore_index)
+    return sum(weight * term for weight, term in zip(LOSS_WEIGHTS, terms, strict=True))
+
+
+def loss_terms(
+    outputs: tuple[Tensor, Tensor, Tensor], target: Tensor, label_resize: str, ignore_index: int
+) -> list[Tensor]:
+    """The cross entropy of each of the outputs, before weighting; see `training_loss`."""
+    if label_resize == "nearest":
+        return [cross_entropy(o, resize_labels(target, o.shape[-2:]), ignore_index) for o in outputs]
+    if label_resize == "bilinear":
+        target = torch.where(target == ignore_index, -1, target)
+        return [cross_entropy(o, blend_labels(target, o.shape[-2:]), ignore_index=-1) for o in outputs]
+    raise InputError(f"no label resize {label_resize!r}: choose nearest (or bilinear, to compare with published code)")
+
+
+def resize_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest neighbour, [B, H, W] -> [B, *size] int64."""
+    # float32 is what interpolate takes on every device, and holds class ids exactly.
+    return F.interpolate(target[:, None].float(), size=size, mode="nearest")[:, 0].long()
+
+
+def blend_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with aligned corners, truncated towards zero, [B, H, W] -> [B, *size] int64."""
+    return resize(target[:, None].float(), size)[:, 0].long()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Mean cross entropy over the pixels that are not ignored; 0, with gradients of 0, where there are none.
+
+    logits [B, C, h, w], labels [B, h, w] int64. PyTorch's own mean would be 0 / 0 for a batch without a valid pixel.
+    Shapes do not depend on the labels, and no value is fetched from the device.
+    """
+    losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=ignore_index, reduction="none")
+    return losses.sum() / (labels != ignore_index).sum().clamp(min=1)

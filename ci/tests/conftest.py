@@ -1,0 +1,39 @@
+"""Data that several test files need."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CITIES = ("aachen", "zurich")
+
+
+@pytest.fixture
+def tiny_cityscapes(tmp_path) -> Callable[..., Path]:
+    """tiny_cityscapes(train=2, val=1, size=(32, 48), name="cityscapes") -> the root of a folder in Cityscapes' layout.
+
+    size is (height, width). Pictures are noise in blocks of 4 pixels, labels blocks of ids from 0 to 33 in which each
+    of the 34 occurs; both depend on the split and the index alone.
+    """
+
+    def make(train: int = 2, val: int = 1, size: tuple[int, int] = (32, 48), name: str = "cityscapes") -> Path:
+        root = tmp_path / name
+        for split, count in (("train", train), ("val", val)):
+            for index in range(count):
+                city = CITIES[index % len(CITIES)]
+                rng = np.random.default_rng((split == "val", index))
+                blocks = -(-size[0] // 4), -(-size[1] // 4)
+                labels = np.resize(rng.permutation(34), blocks).astype(np.uint8)
+                for picture, part, ending in (
+                    (rng.integers(0, 256, (*blocks, 3), dtype=np.uint8), "leftImg8bit", "leftImg8bit"),
+                    (labels, "gtFine", "gtFine_labelIds"),
+                ):
+                    folder = root / part / split / city
+                    folder.mkdir(parents=True, exist_ok=True)
+                    pixels = picture.repeat(4, axis=0).repeat(4, axis=1)[: size[0], : size[1]]
+                    Image.fromarray(pixels).save(folder / f"{city}_{index:06d}_000019_{ending}.png")
+        return root
+
+    return make

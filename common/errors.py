@@ -1,0 +1,12 @@
+"""The two ways a run ends because of something its user can mend."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot work. The message says what was given, what is needed and what to do, in one line.
+
+    `common.device.launch` prints it without a traceback and exits with 2.
+    """
+
+
+class Diverged(ArithmeticError):
+    """Training produced a value that is not finite. The message names the step; `launch` exits with 1."""

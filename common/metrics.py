@@ -1,0 +1,89 @@
+"""Segmentation scores from one confusion matrix, summed over all images and all processes."""
+
+import torch
+from torch import Tensor
+
+from common import IGNORE_INDEX
+
+
+class ConfusionMatrix:
+    """Pixel counts by (true class, predicted class), kept on the device in int64.
+
+    A score of a data set is computed once, from the sum over all its images: the mean of scores of batches depends on
+    the order of the images and on the batch size. `counts` [C, C] int64 has a row per true class and a column per
+    predicted class, as scikit-learn and cityscapesScripts lay it out.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX, device: torch.device | str = "cpu"):
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Count the pixels of a batch.
+
+        prediction: logits [B, C, H, W] floating, or class ids [B, H, W] integer in [0, C).
+        target: [B, H, W] integer, [0, C) or `ignore_index`. ValueError for other shapes and for a target beyond C.
+
+        Ignored pixels are counted in a spare bin in front, which is then cut off: a boolean index would have a shape
+        that depends on the data.
+        """
+        if prediction.is_floating_point():
+            if prediction.dim() != 4 or prediction.shape[1] != self.num_classes:
+                raise ValueError(
+                    f"logits have the shape {list(prediction.shape)}; {self.num_classes} classes need "
+                    f"[B, {self.num_classes}, H, W]: use a model of as many classes"
+                )
+            prediction = prediction.argmax(dim=1)  # [B, C, H, W] -> [B, H, W]
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"predictions {list(prediction.shape)} and target {list(target.shape)} differ in shape: "
+                "resize the logits to the target, not the target to the logits"
+            )
+        size = self.num_classes**2
+        bins = target.long() * self.num_classes + prediction.long() + 1
+        bins = torch.where(target == self.ignore_index, 0, bins).flatten()
+        found = torch.bincount(bins, minlength=size + 1)
+        if len(found) > size + 1:
+            raise ValueError(
+                f"the target or the prediction holds a class id beyond {self.num_classes - 1}: "
+                f"map labels to 0..{self.num_classes - 1}, and those that do not count to {self.ignore_index}"
+            )
+        self.counts += found[1:].view(self.num_classes, self.num_classes)
+
+    def intersection(self) -> Tensor:
+        """[C] int64: correctly predicted pixels of each class."""
+        return self.counts.diagonal()
+
+    def union(self) -> Tensor:
+        """[C] int64: pixels that are of the class in truth, in prediction, or in both."""
+        return self.counts.sum(0) + self.counts.sum(1) - self.counts.diagonal()
+
+    def iou(self) -> Tensor:
+        """[C] float64 on the CPU: intersection over union (Jaccard index); nan for a class that occurs nowhere."""
+        return self.intersection().cpu().double() / self.union().cpu().double()
+
+    def class_accuracy(self) -> Tensor:
+        """[C] float64 on the CPU: recall of each class; nan for a class without true pixels."""
+        return self.intersection().cpu().double() / self.counts.sum(1).cpu().double()
+
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur in truth or prediction, in [0, 1]; nan when there is none."""
+        return self.iou().nanmean().item()
+
+    def mean_class_accuracy(self) -> float:
+        """Mean recall over the classes with true pixels, in [0, 1]; nan when there is none."""
+        return self.class_accuracy().nanmean().item()
+
+    def pixel_accuracy(self) -> float:
+        """Share of the labelled pixels that are predicted correctly, in [0, 1]; nan when there is none."""
+        total = self.counts.sum().item()
+        return self.intersection().sum().item() / total if total else float("nan")
+
+    def scores(self) -> dict[str, float]:
+        """The scores of a validation set by name; the first one chooses the best checkpoint."""
+        return {
+            "miou": self.miou(),
+            "pixel_accuracy": self.pixel_accuracy(),
+            "mean_class_accuracy": self.mean_class_accuracy(),
+        }
