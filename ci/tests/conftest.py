@@ -1,11 +1,15 @@
 """Data that several test files need."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+# The tensors of the tests are tiny: one thread is fastest, and two test processes do not wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CITIES = ("aachen", "zurich")
 
@@ -14,8 +18,8 @@ CITIES = ("aachen", "zurich")
 def tiny_cityscapes(tmp_path) -> Callable[..., Path]:
     """tiny_cityscapes(train=2, val=1, size=(32, 48), name="cityscapes") -> the root of a folder in Cityscapes' layout.
 
-    size is (height, width). Pictures are noise in blocks of 4 pixels, labels blocks of ids from 0 to 33 in which each
-    of the 34 occurs; both depend on the split and the index alone.
+    size is (height, width). Pictures are noise in blocks of 4 pixels, labels blocks of ids from 0 to 33: each of the
+    34 where there is room. Both depend on the split and the index alone.
     """
 
     def make(train: int = 2, val: int = 1, size: tuple[int, int] = (32, 48), name: str = "cityscapes") -> Path:

@@ -104,7 +104,7 @@ def test_official_cityscapes_scores_follow_from_the_counts_of_label_ids():
 def test_a_matrix_of_train_ids_gives_the_official_scores_when_only_the_19_classes_are_predicted():
     truth, prediction = golden_maps("cityscapes.pair", "gt_label_ids", "pred_label_ids")
     train_id = torch.from_numpy(TRAIN_ID_OF_LABEL_ID.astype(np.int64))
-    label_id = torch.tensor([label.label_id for label in sorted(LABELS, key=lambda l: l.train_id)[:19]])
+    label_id = torch.tensor([label.label_id for label in sorted(LABELS, key=lambda label: label.train_id)[:19]])
     prediction = torch.where(train_id[prediction] == 255, 10, train_id[prediction])  # what is not scored becomes sky
 
     by_label_id, by_train_id = ConfusionMatrix(34), ConfusionMatrix(19)

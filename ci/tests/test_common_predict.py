@@ -1,0 +1,278 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.checkpoint import FORMAT
+from common.errors import InputError
+from common.predict import colour, find_images, overlay, panel, parse_predict_args, predict
+
+PALETTE = [(10, 20, 30), (40, 50, 60), (255, 0, 1)]
+RED, GREEN, BLUE = (200, 10, 10), (10, 200, 10), (10, 10, 200)
+
+
+class BrightestChannel(torch.nn.Module):
+    """The class of a pixel is its brightest channel: 0 red, 1 green, 2 blue."""
+
+    def __init__(self, num_classes=3, backbone="small"):
+        super().__init__()
+        if backbone not in ("small", "large"):
+            raise ValueError(f"no backbone {backbone}")
+        self.options = {"num_classes": num_classes, "backbone": backbone}
+        self.classifier = torch.nn.Conv2d(3, num_classes, kernel_size=1, bias=False)
+
+    def forward(self, images):
+        assert not self.training
+        if min(images.shape[-2:]) < 2:
+            raise ValueError(f"images have the shape {list(images.shape)}; sides of 2 pixels or more are needed")
+        return self.classifier(images)
+
+
+def from_reference(content):
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def to_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+WEIGHTS = {"classifier.weight": torch.eye(3)[:, :, None, None]}
+
+
+def our_checkpoint(path, **other):
+    content = {
+        "format": FORMAT,
+        "model_class": "BrightestChannel",
+        "options": {"num_classes": 3, "backbone": "small"},
+        "model": WEIGHTS,
+        "steps_done": 7,
+        "best": 0.5,
+        "config": {},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**content, **other}, path)
+    return path
+
+
+def draw(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(rows, np.uint8)).save(path)
+    return path
+
+
+def run(source, checkpoint, output, num_classes=3):
+    argv = ["--checkpoint", checkpoint, "--input", source, "--output", output, "--device", "cpu"]
+    args = parse_predict_args({"backbone": ["small", "large"]}, "Tries it.", [str(part) for part in argv])
+    return predict(args, BrightestChannel, from_reference, to_tensor, PALETTE, num_classes)
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return picture.mode, np.asarray(picture).tolist()
+
+
+# ---- colours ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_class_has_its_colour_and_ignored_pixels_are_black():
+    expected = [[[10, 20, 30], [255, 0, 1]], [[0, 0, 0], [40, 50, 60]]]
+    for dtype in (np.uint8, np.int64):
+        got = colour(np.array([[0, 2], [255, 1]], dtype), PALETTE)
+        assert got.dtype == np.uint8 and got.tolist() == expected
+
+
+def test_an_overlay_lies_between_picture_and_colours():
+    image, colours = np.full((1, 1, 3), (0, 100, 255), np.uint8), np.full((1, 1, 3), (100, 200, 255), np.uint8)
+    assert overlay(image, colours, strength=0.5).tolist() == [[[50, 150, 255]]]
+    assert overlay(image, colours, strength=0).tolist() == image.tolist()
+    assert overlay(image, colours, strength=1).tolist() == colours.tolist()
+    assert overlay(image, colours).tolist() == [[[55, 155, 255]]]
+
+
+def test_a_panel_shows_picture_truth_and_prediction_from_left_to_right():
+    image = np.full((2, 1, 3), 99, np.uint8)
+    got = panel(image, np.array([[0], [255]]), np.array([[1], [2]]), PALETTE)
+    assert got.dtype == np.uint8
+    assert got.tolist() == [[[99] * 3, [10, 20, 30], [40, 50, 60]], [[99] * 3, [0, 0, 0], [255, 0, 1]]]
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_images_of_a_folder_and_of_those_in_it_are_sorted(tmp_path):
+    for name in ("b.png", "a.JPG", "a_sub/z.png", "sub/deep/c.webp", "sub/notes.txt", "d.png.part", "weights.pt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
+    assert found == ["a.JPG", "a_sub/z.png", "b.png", "sub/deep/c.webp"]
+    assert find_images(str(tmp_path / "b.png")) == [tmp_path / "b.png"]
+
+
+def test_a_source_without_images_is_explained(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: no such file or folder; give"):
+        find_images(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"holds no image \(\.png, \.jpg.*give another folder"):
+        find_images(tmp_path)
+
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_choice_of_an_option_is_its_default():
+    argv = ["--checkpoint", "c", "--input", "i", "--output", "o"]
+    args = parse_predict_args({"backbone": ["small", "large"]}, "", argv)
+    assert (args.options, args.device) == ({"backbone": "small"}, "auto")
+    assert parse_predict_args({"backbone": ["small", "large"]}, "", [*argv, "--backbone", "large"]).options == {
+        "backbone": "large"
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--input", "i", "--output", "o"], "--checkpoint"),
+        (["--checkpoint", "c", "--input", "i", "--output", "o", "--backbone", "huge"], "huge"),
+        (["--checkpoint", "c", "--input", "i", "--out", "o"], "--output"),
+    ],
+)
+def test_a_wrong_flag_ends_with_a_usage_error(argv, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_predict_args({"backbone": ["small", "large"]}, "", argv)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- predict ---------------------------------------------------------------------------------------------------------
+
+
+def test_masks_overlays_and_ids_are_exact_and_of_the_picture_s_own_odd_size(tmp_path):
+    draw(tmp_path / "in" / "street.png", [[RED, GREEN, BLUE], [BLUE, BLUE, RED]] + [[GREEN] * 3] * 3)
+    written = run(tmp_path / "in" / "street.png", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+
+    ids = [[0, 1, 2], [2, 2, 0]] + [[1] * 3] * 3
+    assert pixels(tmp_path / "out" / "street_ids.png") == ("L", ids)
+    assert pixels(tmp_path / "out" / "street_color.png") == ("RGB", [[list(PALETTE[i]) for i in row] for row in ids])
+    mode, blended = pixels(tmp_path / "out" / "street_overlay.png")
+    assert (mode, len(blended), len(blended[0])) == ("RGB", 5, 3)
+    assert blended[0][0] == pytest.approx([0.45 * 200 + 0.55 * 10, 0.45 * 10 + 0.55 * 20, 0.45 * 10 + 0.55 * 30], abs=1)
+    assert written == [tmp_path / "out" / "street_overlay.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "street_color.png",
+        "street_ids.png",
+        "street_overlay.png",
+    ]
+
+
+def test_pictures_of_a_folder_keep_their_subfolders_and_sizes(tmp_path, capsys):
+    draw(tmp_path / "in" / "a" / "0001.png", [[RED] * 4] * 2)
+    draw(tmp_path / "in" / "b" / "0001.png", [[BLUE] * 3] * 5)
+    draw(tmp_path / "in" / "dots.in.name.png", [[GREEN] * 2] * 2)
+    written = run(tmp_path / "in", our_checkpoint(tmp_path / "best.pt"), tmp_path / "new" / "out")
+    out = tmp_path / "new" / "out"
+    assert pixels(out / "a" / "0001_ids.png")[1] == [[0] * 4] * 2
+    assert pixels(out / "b" / "0001_ids.png")[1] == [[2] * 3] * 5
+    assert pixels(out / "dots.in.name_ids.png")[1] == [[1] * 2] * 2
+    assert len(written) == len(set(written)) == 3
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["[1/3]", "[2/3]", "[3/3]"]
+
+
+def test_names_that_differ_in_the_suffix_alone_do_not_overwrite_each_other(tmp_path):
+    draw(tmp_path / "in" / "a.png", [[RED] * 2] * 2)
+    draw(tmp_path / "in" / "a.bmp", [[BLUE] * 2] * 2)
+    written = run(tmp_path / "in", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+    assert len(set(written)) == 2
+    ids = {path.name: pixels(path)[1][0][0] for path in (tmp_path / "out").glob("*_ids.png")}
+    assert ids == {"a.png_ids.png": 0, "a.bmp_ids.png": 2}
+
+
+def test_a_second_run_does_not_take_the_results_of_the_first_for_images(tmp_path):
+    draw(tmp_path / "in" / "a.png", [[RED] * 2] * 2)
+    checkpoint = our_checkpoint(tmp_path / "best.pt")
+    first = run(tmp_path / "in", checkpoint, tmp_path / "in" / "out")
+    assert run(tmp_path / "in", checkpoint, tmp_path / "in" / "out") == first == [tmp_path / "in/out/a_overlay.png"]
+    assert len(list((tmp_path / "in").rglob("*.png"))) == 4
+    with pytest.raises(InputError, match="give another output folder"):
+        run(tmp_path / "in", checkpoint, tmp_path / "in")
+    assert len(run(tmp_path / "in" / "a.png", checkpoint, tmp_path / "in")) == 1  # one picture has no second run
+
+
+def test_grey_pictures_and_pictures_with_transparency_are_taken(tmp_path):
+    draw(tmp_path / "in" / "grey.png", [[7, 8], [9, 10]])
+    draw(tmp_path / "in" / "alpha.png", [[(*BLUE, 100)] * 2] * 2)
+    run(tmp_path / "in", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+    assert pixels(tmp_path / "out" / "alpha_ids.png")[1] == [[2, 2], [2, 2]]
+    assert (tmp_path / "out" / "grey_ids.png").is_file()
+
+
+def test_weights_of_the_reference_are_renamed_and_built_with_the_options_of_the_flags(tmp_path):
+    draw(tmp_path / "a.png", [[GREEN] * 2] * 2)
+    torch.save({f"module.{name}": value for name, value in WEIGHTS.items()}, tmp_path / "theirs.pth")
+    run(tmp_path / "a.png", tmp_path / "theirs.pth", tmp_path / "out")
+    assert pixels(tmp_path / "out" / "a_ids.png")[1] == [[1, 1], [1, 1]]
+
+
+def test_a_checkpoint_of_ours_decides_its_options_itself(tmp_path):
+    draw(tmp_path / "a.png", [[BLUE] * 2] * 2)
+    two_classes = {"classifier.weight": torch.eye(3)[1:, :, None, None]}  # green and blue
+    options = {"num_classes": 2, "backbone": "large"}
+    run(tmp_path / "a.png", our_checkpoint(tmp_path / "b.pt", options=options, model=two_classes), tmp_path / "out")
+    assert pixels(tmp_path / "out" / "a_ids.png")[1] == [[1, 1], [1, 1]]
+
+
+def cut_off(path):
+    our_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, r"no checkpoint .*w\.pt; give a file"),
+        (lambda path: path.mkdir(), r"no checkpoint .*w\.pt; give a file"),
+        (cut_off, r"w\.pt is no checkpoint that can be read, or is cut off \(200 bytes"),
+        (lambda path: path.write_bytes(b""), r"w\.pt is no checkpoint .*0 bytes"),
+        (lambda path: path.write_text("<html>not found</html>"), r"w\.pt is no checkpoint"),
+        (lambda path: torch.save([1, 2], path), r"w\.pt holds a list and no weights"),
+        (lambda path: torch.save({"other.weight": torch.zeros(1)}, path), r"1 missing: classifier\.weight.*unexpected"),
+        (lambda path: our_checkpoint(path, model={}), r"1 missing: classifier\.weight"),
+        (
+            lambda path: our_checkpoint(path, model={"classifier.weight": torch.zeros(4, 3, 1, 1)}),
+            r"1 of another shape: classifier\.weight",
+        ),
+        (
+            lambda path: our_checkpoint(path, model_class="Other", options={"num_classes": 3, "depth": 50}),
+            r"checkpoint of Other \{.*'depth': 50\}.*its own folder",
+        ),
+        (lambda path: our_checkpoint(path, options={"num_classes": 3, "backbone": "huge"}), r"huge.*its own folder"),
+    ],
+    ids=[
+        "missing", "folder", "cut off", "empty", "text", "list", "other keys", "no weights", "other shape",
+        "other model", "other options",
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_does_not_fit_is_explained_in_one_line(tmp_path, make, message):
+    draw(tmp_path / "a.png", [[RED] * 2] * 2)
+    make(tmp_path / "w.pt")
+    with pytest.raises(InputError, match=message) as error:
+        run(tmp_path / "a.png", tmp_path / "w.pt", tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("output", ["taken", "taken/below"])
+def test_an_output_that_cannot_be_written_is_named(tmp_path, output):
+    draw(tmp_path / "a.png", [[RED] * 2] * 2)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(InputError, match=rf"--output .*{output} cannot be written to \(.+\); give another folder"):
+        run(tmp_path / "a.png", our_checkpoint(tmp_path / "best.pt"), tmp_path / output)
+
+
+def test_a_picture_that_cannot_be_decoded_or_is_too_small_is_named(tmp_path):
+    checkpoint = our_checkpoint(tmp_path / "best.pt")
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="damaged.png"):
+        run(tmp_path / "damaged.png", checkpoint, tmp_path / "out")
+    draw(tmp_path / "dot.png", [[RED]])
+    with pytest.raises(InputError, match=r"dot\.png cannot be predicted: .*sides of 2 pixels"):
+        run(tmp_path / "dot.png", checkpoint, tmp_path / "out")

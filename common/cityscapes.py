@@ -1,0 +1,186 @@
+"""Cityscapes: the label table, the file pairs of a split, and what can be wrong with them."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from common import IGNORE_INDEX
+from common.errors import InputError
+
+NUM_CLASSES = 19
+IMAGE_SUFFIX = "_leftImg8bit.png"
+LABEL_SUFFIX = "_gtFine_labelIds.png"
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, for a damaged or foreign file
+
+
+class Label(NamedTuple):
+    """One row of the label table of cityscapesScripts."""
+
+    name: str
+    label_id: int  # value in *_labelIds.png
+    train_id: int  # class in training and evaluation, IGNORE_INDEX for those that do not count
+    color: tuple[int, int, int]
+
+
+# Source: cityscapesScripts, helpers/labels.py. The licence plate (id -1) is not drawn in labelIds files.
+LABELS = (
+    Label("unlabeled", 0, 255, (0, 0, 0)),
+    Label("ego vehicle", 1, 255, (0, 0, 0)),
+    Label("rectification border", 2, 255, (0, 0, 0)),
+    Label("out of roi", 3, 255, (0, 0, 0)),
+    Label("static", 4, 255, (0, 0, 0)),
+    Label("dynamic", 5, 255, (111, 74, 0)),
+    Label("ground", 6, 255, (81, 0, 81)),
+    Label("road", 7, 0, (128, 64, 128)),
+    Label("sidewalk", 8, 1, (244, 35, 232)),
+    Label("parking", 9, 255, (250, 170, 160)),
+    Label("rail track", 10, 255, (230, 150, 140)),
+    Label("building", 11, 2, (70, 70, 70)),
+    Label("wall", 12, 3, (102, 102, 156)),
+    Label("fence", 13, 4, (190, 153, 153)),
+    Label("guard rail", 14, 255, (180, 165, 180)),
+    Label("bridge", 15, 255, (150, 100, 100)),
+    Label("tunnel", 16, 255, (150, 120, 90)),
+    Label("pole", 17, 5, (153, 153, 153)),
+    Label("polegroup", 18, 255, (153, 153, 153)),
+    Label("traffic light", 19, 6, (250, 170, 30)),
+    Label("traffic sign", 20, 7, (220, 220, 0)),
+    Label("vegetation", 21, 8, (107, 142, 35)),
+    Label("terrain", 22, 9, (152, 251, 152)),
+    Label("sky", 23, 10, (70, 130, 180)),
+    Label("person", 24, 11, (220, 20, 60)),
+    Label("rider", 25, 12, (255, 0, 0)),
+    Label("car", 26, 13, (0, 0, 142)),
+    Label("truck", 27, 14, (0, 0, 70)),
+    Label("bus", 28, 15, (0, 60, 100)),
+    Label("caravan", 29, 255, (0, 0, 90)),
+    Label("trailer", 30, 255, (0, 0, 110)),
+    Label("train", 31, 16, (0, 80, 100)),
+    Label("motorcycle", 32, 17, (0, 0, 230)),
+    Label("bicycle", 33, 18, (119, 11, 32)),
+)
+_CLASSES = sorted((label for label in LABELS if label.train_id != IGNORE_INDEX), key=lambda label: label.train_id)
+CLASS_NAMES = tuple(label.name for label in _CLASSES)  # by train id
+PALETTE = tuple(label.color for label in _CLASSES)  # by train id, RGB
+
+KNOWN_LABEL_IDS = frozenset(label.label_id for label in LABELS)
+TRAIN_ID_OF_LABEL_ID = np.full(256, IGNORE_INDEX, np.uint8)  # index: value in a labelIds file
+for _label in LABELS:
+    TRAIN_ID_OF_LABEL_ID[_label.label_id] = _label.train_id
+
+
+class Pair(NamedTuple):
+    """A picture and its labels."""
+
+    image: Path
+    label: Path
+
+
+def find_pairs(root: str | Path, split: str, label_suffix: str = LABEL_SUFFIX) -> list[Pair]:
+    """The pictures of `split` with their label files, sorted by city and name: the order in which indices count.
+
+    Raises InputError when the folder is missing, empty or of another layout, when the split is not there, and when
+    pictures and labels do not belong together (with their count and the first names).
+    """
+    root = Path(root)
+    images_dir, labels_dir = root / "leftImg8bit" / split, root / "gtFine" / split
+    _check_layout(root, split, images_dir, labels_dir)
+    images, labels = _files_by_name(images_dir, IMAGE_SUFFIX), _files_by_name(labels_dir, label_suffix)
+    if not images:
+        raise InputError(
+            f"no *{IMAGE_SUFFIX} in the city folders of {images_dir}; "
+            f"--data_path must hold leftImg8bit/{split}/<city>/ and gtFine/{split}/<city>/"
+        )
+    if not labels:
+        raise InputError(
+            f"no *{label_suffix} in the city folders of {labels_dir}; unpack gtFine_trainvaltest.zip into {root}"
+        )
+    _check_same_names(images, labels, f"images of {images_dir} have no *{label_suffix} in {labels_dir}")
+    _check_same_names(labels, images, f"label files of {labels_dir} have no *{IMAGE_SUFFIX} in {images_dir}")
+    return [Pair(images[name], labels[name]) for name in sorted(images)]
+
+
+def check_pairs(pairs: Sequence[Pair], known_values: frozenset[int] = KNOWN_LABEL_IDS) -> None:
+    """Open every label file once and refuse what training could not use, before anything is trained.
+
+    Raises InputError naming the file: a label that cannot be decoded or is not 8-bit single-channel, values outside
+    `known_values`, a picture that is no image, or one whose size is not that of its label. Pictures are not decoded
+    here (that takes as long as an epoch); a damaged one is reported when training reads it.
+    """
+    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
+        for problem in pool.map(lambda pair: _problem_of(pair, known_values), pairs):
+            if problem:
+                pool.shutdown(cancel_futures=True)
+                raise InputError(problem)
+
+
+def _problem_of(pair: Pair, known_values: frozenset[int]) -> str | None:
+    try:
+        with Image.open(pair.label) as label:
+            if label.mode not in ("L", "P"):
+                return (
+                    f"{pair.label} is a {label.mode} image; labels are 8-bit single-channel PNG files of ids "
+                    "(a *_color.png file cannot be used)"
+                )
+            label_size = label.size
+            values = {value for value, count in enumerate(label.histogram()) if count}
+    except UNREADABLE as error:
+        return f"cannot read the label file {pair.label} ({error}); unpack or download it again"
+    if values - known_values:
+        return (
+            f"{pair.label} holds the values {_first(sorted(values - known_values))}, which are not in the label table "
+            f"({min(known_values)}..{max(known_values)}); give the original *{LABEL_SUFFIX} files"
+        )
+    try:
+        with Image.open(pair.image) as image:  # reads the header alone
+            image_size = image.size
+    except UNREADABLE as error:
+        return f"cannot read the image {pair.image} ({error}); unpack or download it again"
+    if image_size != label_size:
+        return (
+            f"{pair.image} is {image_size[0]}x{image_size[1]} and its label {pair.label.name} is "
+            f"{label_size[0]}x{label_size[1]}; an image and its label must have the same size"
+        )
+    return None
+
+
+def _check_layout(root: Path, split: str, images_dir: Path, labels_dir: Path) -> None:
+    needed = "--data_path must name the folder that holds leftImg8bit/ and gtFine/ (or be 'sample')"
+    if not root.is_dir():
+        raise InputError(f"no folder {root}; {needed}")
+    entries = sorted(entry.name for entry in root.iterdir())
+    if not entries:
+        raise InputError(f"the folder {root} is empty; {needed}")
+    for part in ("leftImg8bit", "gtFine"):
+        if not (root / part).is_dir():
+            raise InputError(f"no {part}/ in {root} (it holds {_first(entries)}); {needed}")
+    for folder in (images_dir, labels_dir):
+        if not folder.is_dir():
+            there = sorted(entry.name for entry in folder.parent.iterdir() if entry.is_dir())
+            raise InputError(
+                f"no split '{split}' in {folder.parent} (it holds {_first(there) or 'no folder'}); "
+                "training needs train, val; evaluation needs val"
+            )
+
+
+def _files_by_name(folder: Path, suffix: str) -> dict[tuple[str, str], Path]:
+    """The files of the city folders by (city, name): in other data sets of this layout each city may count from 0."""
+    return {(path.parent.name, path.name.removesuffix(suffix)): path for path in folder.glob(f"*/*{suffix}")}
+
+
+def _check_same_names(these: dict[tuple[str, str], Path], those: dict[tuple[str, str], Path], problem: str) -> None:
+    missing = sorted(set(these) - set(those))
+    if missing:
+        files = [f"{city}/{these[city, name].name}" for city, name in missing]
+        raise InputError(
+            f"{len(missing)} of {len(these)} {problem}: {_first(files)}; add the missing files or take these away"
+        )
+
+
+def _first(names: Sequence, count: int = 3) -> str:
+    return ", ".join(str(name) for name in names[:count]) + (", ..." if len(names) > count else "")

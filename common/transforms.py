@@ -1,0 +1,129 @@
+"""Augmentations of an image and its label, drawn from one random generator per sample.
+
+An image is a PIL picture in RGB, a label a PIL picture of class ids in mode L, both of the same size.
+Sizes are (height, width) as in tensors; PIL's own order is (width, height).
+"""
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from common import IGNORE_INDEX
+from common.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, for a damaged or foreign file
+
+
+def read_image(path) -> Image.Image:
+    """The picture in RGB: grey is repeated, transparency dropped, 16 bits become 8.
+
+    Raises InputError that names the file when it cannot be decoded, or holds numbers of an unknown range.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode == "F":
+                raise ValueError("it holds floating-point numbers and not 8-bit colours")
+            if image.mode == "I" or image.mode.startswith("I;16"):  # convert() would cut off at 255: a white picture
+                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
+    except UNREADABLE as error:
+        raise InputError(f"cannot decode the image {path} ({error}); unpack or download it again") from error
+
+
+def read_label(path, train_id_of_value: np.ndarray, known_values: frozenset[int]) -> Image.Image:
+    """The label with its values mapped to train ids [256] uint8. Raises InputError that names the file and values."""
+    try:
+        with Image.open(path) as label:
+            mode, values = label.mode, np.asarray(label)  # mode P gives palette indices: the class ids
+    except UNREADABLE as error:
+        raise InputError(f"cannot decode the label file {path} ({error}); unpack or download it again") from error
+    if mode not in ("L", "P"):
+        raise InputError(f"{path} is a {mode} image; labels are 8-bit single-channel files of ids: give those")
+    unknown = set(np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()) - known_values
+    if unknown:
+        raise InputError(
+            f"{path} holds the values {sorted(unknown)[:5]}, which are not in the label table "
+            f"({min(known_values)}..{max(known_values)}); give the original label files"
+        )
+    return Image.fromarray(train_id_of_value[values])
+
+
+def flip(image: Image.Image, label: Image.Image, rng: np.random.Generator, probability: float = 0.5):
+    """Mirror both left to right with the given probability."""
+    if rng.random() < probability:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        label = label.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image, label
+
+
+def scale_and_crop(
+    image: Image.Image, label: Image.Image, rng: np.random.Generator, base_size: int, crop_size: tuple[int, int]
+):
+    """Scale so that the short side is uniform in [base_size / 2, 2 base_size], then cut out `crop_size` anywhere.
+
+    Where the scaled picture is smaller than the crop it is padded at the right and below, the image with 0 (black,
+    before normalisation) and the label with IGNORE_INDEX. Only the part under the crop is resized: Pillow takes the
+    filter's support from outside the box too, so this equals resizing everything and cropping then, at a fraction
+    of the work. Bilinear (antialiased when shrinking) for the image, nearest for the label.
+    """
+    width, height = image.size
+    short = int(rng.integers(base_size // 2, 2 * base_size, endpoint=True))
+    if width > height:
+        scaled_height, scaled_width = short, int(width * short / height)
+    else:
+        scaled_height, scaled_width = int(height * short / width), short
+
+    crop_height, crop_width = crop_size
+    top = int(rng.integers(0, max(0, scaled_height - crop_height), endpoint=True))
+    left = int(rng.integers(0, max(0, scaled_width - crop_width), endpoint=True))
+    cut_height, cut_width = min(crop_height, scaled_height), min(crop_width, scaled_width)
+    box = (
+        left * width / scaled_width,
+        top * height / scaled_height,
+        min(width, (left + cut_width) * width / scaled_width),
+        min(height, (top + cut_height) * height / scaled_height),
+    )
+    image = image.resize((cut_width, cut_height), Image.Resampling.BILINEAR, box=box)
+    label = label.resize((cut_width, cut_height), Image.Resampling.NEAREST, box=box)
+    return pad(image, crop_size, 0), pad(label, crop_size, IGNORE_INDEX)
+
+
+def pad(picture: Image.Image, size: tuple[int, int], value: int) -> Image.Image:
+    """Extend to at least `size` at the right and below with a constant."""
+    width, height = max(size[1], picture.width), max(size[0], picture.height)
+    if (width, height) == picture.size:
+        return picture
+    fill = value if picture.mode == "L" else (value,) * len(picture.getbands())
+    canvas = Image.new(picture.mode, (width, height), fill)
+    canvas.paste(picture, (0, 0))
+    return canvas
+
+
+def blur(image: Image.Image, rng: np.random.Generator, probability: float = 0.5) -> Image.Image:
+    """Gaussian blur of a radius uniform in [0, 1) pixels, with the given probability."""
+    if rng.random() < probability:
+        image = image.filter(ImageFilter.GaussianBlur(radius=rng.random()))
+    return image
+
+
+def normalize(image: Image.Image, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Tensor:
+    """[3, H, W] float32: (value / 255 - mean) / std for each channel."""
+    scale = 1 / (255 * np.asarray(std, np.float32))
+    offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+    pixels = np.asarray(image) * scale - offset  # [H, W, 3] uint8 -> float32
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def denormalize(image: Tensor, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> np.ndarray:
+    """[3, H, W] normalised -> [H, W, 3] uint8 in [0, 255], for pictures to look at."""
+    pixels = image.permute(1, 2, 0).float().cpu().numpy() * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return (pixels * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def to_class_ids(label: Image.Image) -> Tensor:
+    """[H, W] int64 class ids."""
+    return torch.from_numpy(np.array(label, dtype=np.int64))
