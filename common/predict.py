@@ -80,26 +80,15 @@ def predict(
     """
     import torch
 
-    from common.checkpoint import FORMAT, load_weights, read
+    from common.checkpoint import load_model
     from common.device import setup
     from common.transforms import read_image
 
     root = Path(args.input) if Path(args.input).is_dir() else Path(args.input).parent
     images = _without_output(find_images(args.input), args)
     output = _writable_folder(args.output)
-    content = read(args.checkpoint)
-    options = {"num_classes": num_classes, **args.options}
-    if content.get("format") == FORMAT:
-        options = content["options"]
+    model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": num_classes, **args.options})
     world = setup(args.device)
-    try:
-        model = build_model(**options)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{args.checkpoint} is a checkpoint of {content.get('model_class')} {options}, which this folder does not "
-            "build; use the predict.py of its own folder"
-        ) from error
-    load_weights(args.checkpoint, model, from_reference)
     model.to(world.device).eval()
 
     written = []

@@ -61,9 +61,14 @@ def flip(image: Image.Image, label: Image.Image, rng: np.random.Generator, proba
 
 
 def scale_and_crop(
-    image: Image.Image, label: Image.Image, rng: np.random.Generator, base_size: int, crop_size: tuple[int, int]
+    image: Image.Image,
+    label: Image.Image,
+    rng: np.random.Generator,
+    base_size: int,
+    crop_size: tuple[int, int],
+    scales: tuple[float, float] = (0.5, 2.0),
 ):
-    """Scale so that the short side is uniform in [base_size / 2, 2 base_size], then cut out `crop_size` anywhere.
+    """Scale so that the short side is uniform in `scales` times base_size, then cut out `crop_size` anywhere.
 
     Where the scaled picture is smaller than the crop it is padded at the right and below, the image with 0 (black,
     before normalisation) and the label with IGNORE_INDEX. Only the part under the crop is resized: Pillow takes the
@@ -71,7 +76,7 @@ def scale_and_crop(
     of the work. Bilinear (antialiased when shrinking) for the image, nearest for the label.
     """
     width, height = image.size
-    short = int(rng.integers(base_size // 2, 2 * base_size, endpoint=True))
+    short = int(rng.integers(int(scales[0] * base_size), int(scales[1] * base_size), endpoint=True))
     if width > height:
         scaled_height, scaled_width = short, int(width * short / height)
     else:

@@ -243,9 +243,9 @@ def cut_off(path):
         ),
         (
             lambda path: our_checkpoint(path, model_class="Other", options={"num_classes": 3, "depth": 50}),
-            r"checkpoint of Other \{.*'depth': 50\}.*its own folder",
+            r"checkpoint of Other \{.*'depth': 50\}.*the folder of that network",
         ),
-        (lambda path: our_checkpoint(path, options={"num_classes": 3, "backbone": "huge"}), r"huge.*its own folder"),
+        (lambda path: our_checkpoint(path, options={"num_classes": 3, "backbone": "huge"}), r"huge.*the folder of"),
     ],
     ids=[
         "missing", "folder", "cut off", "empty", "text", "list", "other keys", "no weights", "other shape",

@@ -1,0 +1,110 @@
+"""Every number of ICNet's runs. Sources: the Ascend ModelZoo package ICNet_ID1781_for_PyTorch (README, icnet_1p.yaml,
+icnet_8p.yaml, scripts) and, where named, liminn/ICNet-pytorch."""
+
+NETWORK = "ICNet_ID1781_for_PyTorch"
+CHOICES = {"arch": ["icnet"], "backbone": ["resnet50", "resnet101", "resnet152"]}
+
+# The defaults of the original README: plain `python train.py`.
+BASE = {
+    "data_path": "./data/cityscapes",
+    "base_size": 1024,
+    "crop_size": 960,
+    "min_scale": 0.5,
+    "max_scale": 2.0,
+    "check_data": True,
+    "workers": "auto",
+    "arch": "icnet",
+    "backbone": "resnet50",
+    "pretrained": "./pretrained",
+    "load_from": "",
+    "label_resize": "nearest",  # the original blends class ids: see the known issues in the README
+    "epochs": 200,
+    "max_steps": 0,
+    "device_batch_size": 16,
+    "eval_batch_size": 16,
+    "schedule": "cosine_epoch",
+    "warmup_epochs": 3,
+    "lr": 0.01,
+    "head_lr_factor": 1.0,  # the ModelZoo runs train all layers alike; liminn's poly schedule uses 10
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "amp": None,  # on for NPU and CUDA, off on the CPU
+    "opt_level": "O1",
+    "amp_dtype": "fp16",
+    "loss_scale": "dynamic",
+    "device": "auto",
+    "devices": 1,
+    "device_list": None,
+    "distributed": None,
+    "nnodes": 1,
+    "node_rank": 0,
+    "master_addr": "127.0.0.1",
+    "master_port": 29688,
+    "seed": 0,
+    "deterministic": False,
+    "evaluate": False,
+    "checkpoint": "",
+    "validate": True,
+    "eval_every_epochs": 1,
+    "eval_each_epoch_from": 1.0,
+    "output_dir": None,
+    "resume": "",
+    "save_every_steps": 0,
+    "log_every_steps": 10,
+}
+
+# One device: 7 images a step, 425 steps an epoch.
+FULL_1P = {**BASE, "device_batch_size": 7, "eval_batch_size": 1}
+# Eight devices: published 68.9 mIoU and 147.2 images/s on eight NPUs (ModelZoo README). The original evaluates every
+# 5 epochs, and after every epoch in the last tenth of the training. It validates 16 images at a time, which needs
+# 2.5 GB for the logits alone; the score does not depend on that number.
+FULL_8P = {
+    **BASE,
+    "devices": 8,
+    "device_batch_size": 16,
+    "eval_batch_size": 2,
+    "lr": 0.1,
+    "eval_every_epochs": 5,
+    "eval_each_epoch_from": 0.9,
+}
+# Speed does not depend on the initial weights, and no score is taken.
+SPEED = {"pretrained": "none", "validate": False}
+# The trained weights of the full run of the same name; --checkpoint names others.
+SCORE = {"evaluate": True, "pretrained": "none"}
+
+PRESETS = {
+    "default": BASE,
+    "full_1p": FULL_1P,
+    "full_8p": FULL_8P,
+    "performance_1p": {**FULL_1P, **SPEED, "epochs": 2},
+    "performance_8p": {**FULL_8P, **SPEED, "epochs": 5},
+    "eval_1p": {**FULL_1P, **SCORE, "checkpoint": "output/full_1p/checkpoints/best.pt"},
+    "eval_8p": {**FULL_8P, **SCORE, "checkpoint": "output/full_8p/checkpoints/best.pt"},
+    # liminn/ICNet-pytorch's recipe: poly schedule, ten times the rate for the layers that are not pretrained;
+    # 71.0 mIoU reported for 200 epochs at crop 960.
+    "liminn": {**FULL_1P, "schedule": "poly", "head_lr_factor": 10.0},
+    # The embedded sample from scratch on two CPU cores, in minutes.
+    "quickstart": {
+        **BASE,
+        "data_path": "sample",
+        "pretrained": "none",
+    },
+}
+
+# spelling of the original README, scripts and configuration files -> our flag
+ALIASES = {
+    "cityscapes_root": "data_path",
+    "data": "data_path",
+    "name": "arch",
+    "more_path1": "pretrained",
+    "train_batch_size": "device_batch_size",
+    "batch_size": "device_batch_size",
+    "valid_batch_size": "eval_batch_size",
+    "init_lr": "lr",
+    "is_distributed": "distributed",
+    "device_id": "device_list",
+    "ckpt_path": "checkpoint",
+    "save_dir": "output_dir",
+    "log_iter": "log_every_steps",
+    "val_epoch": "eval_every_epochs",
+}

@@ -1,0 +1,185 @@
+"""Train or evaluate ICNet on Cityscapes (Zhao et al., ICNet for Real-Time Semantic Segmentation, arXiv:1704.08545)."""
+
+import sys
+import time
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository root importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.args import parse_args
+from ICNet import presets
+
+if __name__ == "__main__":  # before torch is imported, so that --help and a wrong flag are answered at once
+    ARGS = parse_args(presets, description=__doc__)
+
+import torch
+
+from common.amp import Amp, autocast, effective_opt_level
+from common.backbone import load_imagenet
+from common.checkpoint import find_resume, load_model, load_weights, read_resumable, resume, save
+from common.cityscapes import CLASS_NAMES, NUM_CLASSES, PALETTE, check_pairs
+from common.data import batches, steps_in_epoch, worker_count
+from common.device import data_parallel, launch, setup
+from common.evaluate import evaluate, example_predictions
+from common.predict import panel
+from common.runlog import RunLog, case_name, check_output_dir, finished_result
+from common.schedule import Schedule, cosine_epochs, due, poly, set_lr
+from common.transforms import denormalize
+from ICNet.data import build_datasets
+from ICNet.model import ICNet, build_model, from_reference, imagenet_file, training_loss
+
+EXAMPLES = 3  # pictures kept of every evaluation
+
+
+def main(args) -> dict:
+    """The whole run; returns what is written to result.json."""
+    world = setup(args.device, args.device_list, args.seed, args.deterministic)
+    workers = worker_count(args.workers, world)
+    opt_level = effective_opt_level(args.amp, args.opt_level, world)
+    train_set, val_set = datasets(args)
+    if args.evaluate:
+        return score(args, val_set, world, workers, opt_level)
+
+    model = build_model(NUM_CLASSES, args.backbone)
+    checkpoint = find_resume(args.resume, args.output_dir)
+    notes = [f"continuing from {checkpoint}"] if checkpoint else initialize(model, args)
+    model.to(world.device)
+    optimizer = torch.optim.SGD(
+        parameter_groups(model, args.lr, args.head_lr_factor),
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        fused=world.device.type in ("cpu", "cuda"),  # skips a non-finite step without asking the device
+    )
+    amp = Amp(model, optimizer, opt_level, args.loss_scale, world, args.amp_dtype)
+    images_per_step = args.device_batch_size * world.size
+    first_step, best = 0, None
+    if checkpoint:
+        first_step, best = resume(read_resumable(checkpoint, model, images_per_step), optimizer, amp)
+    parallel = data_parallel(model, world)
+
+    steps_per_epoch = steps_in_epoch(train_set, images_per_step)
+    total_steps = min(args.max_steps or sys.maxsize, args.epochs * steps_per_epoch)
+    lr_factor = learning_rate_schedule(args.schedule, args.epochs, args.warmup_epochs, steps_per_epoch)
+    if first_step >= total_steps and (result := finished_result(args.output_dir)):
+        print(f"the run in {args.output_dir} is complete: {total_steps} of {total_steps} steps are done")
+        return result
+
+    case = case_name(presets.NETWORK, images_per_step, world, "acc" if args.validate else "perf")
+    continues = checkpoint is not None and checkpoint.resolve().parents[1] == Path(args.output_dir).resolve()
+    log = RunLog(
+        args.output_dir, world, total_steps, steps_per_epoch, images_per_step, vars(args), case, presets.NETWORK,
+        first_step, best, continues, args.log_every_steps,
+    )  # fmt: skip
+    for note in notes:
+        log.say(note)
+    stream = batches(train_set, args.device_batch_size, world, args.seed, workers, first_step, total_steps)
+
+    for step, images, target in log.steps(stream):
+        set_lr(optimizer, lr_factor(step))
+        with amp.autocast():
+            outputs = parallel(images)  # [B, 3, H, W] -> logits [B, 19, H/4, W/4], [.., H/8, ..], [.., H/16, ..]
+            loss = training_loss(outputs, target, args.label_resize)
+        amp.step(loss)
+        log.train(step, loss, optimizer, amp)
+
+        evaluation_due = due(step, steps_between_evaluations(args, step, steps_per_epoch, total_steps), total_steps)
+        if evaluation_due or (args.save_every_steps and due(step, args.save_every_steps, total_steps)):
+            log.flush(optimizer, amp)  # stops the run if a loss was not finite: the last checkpoint stays a good one
+            is_best = evaluation_due and args.validate and validate(log, args, model, val_set, world, workers, amp)
+            save(args.output_dir, step, model, optimizer, amp, log.best, is_best, images_per_step, world)
+            log.restart_clock()
+    return log.finish()
+
+
+def validate(log: RunLog, args, model: ICNet, val_set, world, workers: int, amp: Amp) -> bool:
+    """Score the validation set, report it with a few pictures; returns whether it is the best score so far."""
+    matrix = evaluate(model, val_set, NUM_CLASSES, args.eval_batch_size, world, workers, amp.autocast)
+    is_best = log.eval(matrix.scores(), dict(zip(CLASS_NAMES, matrix.iou().tolist(), strict=True)))
+    examples = example_predictions(model, val_set, EXAMPLES, world, amp.autocast)
+    log.pictures([panel(denormalize(i), t.numpy(), p.numpy(), PALETTE) for i, t, p in examples])
+    return is_best
+
+
+def score(args, val_set, world, workers: int, opt_level: str) -> dict:
+    """`--evaluate`: the scores of --checkpoint on the validation set."""
+    model = trained_model(args).to(world.device)
+    images_per_step = args.eval_batch_size * world.size
+    case = case_name(presets.NETWORK, images_per_step, world, "eval")
+    log = RunLog(args.output_dir, world, 0, 1, images_per_step, vars(args), case, presets.NETWORK)
+    started = time.perf_counter()
+    matrix = evaluate(
+        model, val_set, NUM_CLASSES, args.eval_batch_size, world, workers,
+        lambda: autocast(opt_level, args.amp_dtype, world),
+    )  # fmt: skip
+    log.rate(len(val_set), time.perf_counter() - started)
+    log.eval(matrix.scores(), dict(zip(CLASS_NAMES, matrix.iou().tolist(), strict=True)))
+    return log.finish()
+
+
+def trained_model(args) -> ICNet:
+    """The network of --checkpoint; files of the reference do not say their backbone."""
+    reference_options = {"num_classes": NUM_CLASSES, "backbone": args.backbone}
+    return load_model(args.checkpoint, build_model, from_reference, reference_options)
+
+
+def initialize(model: ICNet, args) -> list[str]:
+    """Load the initial weights, if any are asked for; returns lines that say what was loaded."""
+    if args.load_from:
+        load_weights(args.load_from, model, from_reference)
+        return [f"initial weights: {args.load_from}"]
+    file = imagenet_file(args.backbone, args.pretrained)
+    return [load_imagenet(model.backbone, file)] if file else ["initial weights: random"]
+
+
+def parameter_groups(model: ICNet, lr: float, head_lr_factor: float) -> list[dict]:
+    """The backbone, and the layers that are not pretrained with a rate of their own."""
+    backbone = list(model.backbone.parameters())
+    known = {id(parameter) for parameter in backbone}
+    heads = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    return [{"params": backbone, "lr": lr}, {"params": heads, "lr": lr * head_lr_factor}]
+
+
+def learning_rate_schedule(schedule: str, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Schedule:
+    """step -> factor: the schedule of the ModelZoo runs, or the one of liminn/ICNet-pytorch."""
+    if schedule == "cosine_epoch":
+        return cosine_epochs(epochs, steps_per_epoch, warmup_epochs)
+    decay = poly(epochs * steps_per_epoch)
+    return lambda step: decay(step + 1)  # the original advances the schedule before each step
+
+
+def steps_between_evaluations(args, step: int, steps_per_epoch: int, total_steps: int) -> int:
+    """Every few epochs at first, after each one towards the end."""
+    late = step >= args.eval_each_epoch_from * total_steps
+    return steps_per_epoch * (1 if late else args.eval_every_epochs)
+
+
+def datasets(args):
+    """The training and the validation set, as far as this run uses them."""
+    return build_datasets(
+        args.data_path, args.base_size, args.crop_size, args.seed, (args.min_scale, args.max_scale),
+        train=not args.evaluate, val=args.evaluate or args.validate,
+    )  # fmt: skip
+
+
+def check(args, world_size: int) -> None:
+    """Raise InputError for what cannot work, before any process or training step starts."""
+    train_set, val_set = datasets(args)
+    if args.check_data:
+        check_pairs([pair for dataset in (train_set, val_set) if dataset for pair in dataset.pairs])
+    checkpoint = find_resume(args.resume, args.output_dir)
+    check_output_dir(args.output_dir, continues=checkpoint is not None)
+    if args.evaluate:
+        trained_model(args)
+        return
+    images_per_step = args.device_batch_size * world_size
+    steps_in_epoch(train_set, images_per_step)
+    model = build_model(NUM_CLASSES, args.backbone)
+    if checkpoint:
+        read_resumable(checkpoint, model, images_per_step)
+    else:
+        initialize(model, args)
+
+
+if __name__ == "__main__":
+    launch(main, ARGS, check)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# From a fresh machine to a trained network: sets up Python, draws the embedded sample, trains, evaluates, draws pictures.
+#   bash ci/quickstart.sh [MODEL] [flags of train.py]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source ci/environment.sh
+mapfile -t packages < <(grep -v '^#' common/requirements.txt)
+use_environment "${packages[@]}"
+exec "$python" ci/quickstart.py "$@"

@@ -1,0 +1,93 @@
+"""What a reader of a model's README does, through its scripts, on the CPU and on tiny data: python ci/smoke.py ICNet"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.sample import draw_cityscapes  # noqa: E402  the line above makes it importable
+
+TINY = (
+    # one validation image at a time: a batch of another size is rounded differently, which moves a pixel now and then
+    "--device=cpu --pretrained=none --base_size=64 --crop_size=64 --device_batch_size=2 --eval_batch_size=1 "
+    "--log_every_steps=2 --workers=1"
+).split()
+
+
+def run(*command, cwd: Path, code: int = 0) -> str:
+    """The command's output. Ends the smoke run when the exit code is another than `code`."""
+    started = time.perf_counter()
+    words = [str(word) for word in command]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    shown = f"[{time.perf_counter() - started:5.1f} s] {cwd.name}$ {' '.join(words)}"
+    if done.returncode != code:
+        sys.exit(f"{shown}\n{done.stdout}\nsmoke: exit code {done.returncode} instead of {code}")
+    print(shown, flush=True)
+    return done.stdout
+
+
+def must(condition: bool, what: str) -> None:
+    if not condition:
+        sys.exit(f"smoke: {what} does not hold")
+
+
+def main(model: str) -> None:
+    folder = ROOT / model
+    work = Path(tempfile.mkdtemp(prefix=f"smoke-{model}-"))
+    data = draw_cityscapes(work / "data", train_images=8, val_images=3, size=(64, 128))
+    full, two, speed, scored = (work / name for name in ("full", "two", "speed", "eval"))
+
+    run("bash", "test/train_full_1p.sh", f"--data_path={data}", "--epochs=1", f"--output_dir={full}", *TINY, cwd=folder)
+    first = json.loads((full / "result.json").read_text())
+    must(first["steps"] == 4 and 0 <= first["miou"] <= 1, "one epoch of four steps with a score")
+    for name in ("train.log", "metrics.jsonl", "config.json", "checkpoints/last.pt", "checkpoints/best.pt"):
+        must((full / name).is_file(), f"{name} is written")
+
+    again = ["--epochs=1", f"--output_dir={full}", f"--data_path={data}", *TINY]
+    text = run("bash", "test/train_full_1p.sh", "--resume=auto", *again, cwd=folder)
+    must("is complete" in text, "a finished run is not trained again")
+    run("bash", "test/train_full_1p.sh", *again, cwd=folder)
+    must(len(list((work / "backup").iterdir())) == 1, "the older run is moved aside")
+
+    weights = full / "checkpoints" / "best.pt"
+    evaluation = [f"--checkpoint={weights}", f"--data_path={data}", f"--output_dir={scored}", *TINY]
+    text = run("bash", "test/train_eval_1p.sh", *evaluation, cwd=folder)
+    once = json.loads((scored / "result.json").read_text())
+    must("Final Train Accuracy : " in text, "the evaluation prints its score")
+    run("bash", "test/train_eval_8p.sh", "--devices=2", *evaluation, cwd=folder)
+    twice = json.loads((scored / "result.json").read_text())
+    must(once["miou"] == twice["miou"] == once["best"], "one and two processes find the same mIoU")
+
+    images = data / "leftImg8bit" / "val"
+    run(
+        *(sys.executable, "predict.py", "--checkpoint", weights, "--input", images),
+        *("--output", work / "pictures", "--device=cpu"),
+        cwd=folder,
+    )
+    must(len(list((work / "pictures").rglob("*_overlay.png"))) == 3, "there is an overlay of each image")
+
+    two_processes = ["--devices=2", "--epochs=1", f"--data_path={data}", f"--output_dir={two}", *TINY]
+    run("bash", "test/train_full_8p.sh", *two_processes, cwd=folder)
+    text = run("bash", "test/train_full_8p.sh", f"--data_path={data}", f"--output_dir={two}", cwd=folder, code=2)
+    must("8 devices" in text and "--devices" in text and len(text.splitlines()) == 1, "too few devices are one line")
+    text = run(
+        *("bash", "test/train_performance_1p.sh", "--max_steps=4", f"--data_path={data}", f"--output_dir={speed}"),
+        *TINY,
+        cwd=folder,
+    )
+    must("Final Performance images/sec : " in text, "the performance script prints images/s")
+    must(list(speed.glob("*_perf.log")) != [], "the ModelZoo report is written")
+    shutil.rmtree(work)
+    print(f"smoke: {model} passed")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,109 @@
+"""Data sets, a network and functions for other processes: tests of common/ import them by name."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from common.device import World, setup
+from common.errors import Diverged, InputError
+from common.evaluate import evaluate
+from common.runlog import RunLog
+
+CLASSES = 4
+
+
+class Keyed(Dataset):
+    """Training items that tell their key: the image holds the index, the target the epoch."""
+
+    def __init__(self, length: int, broken: tuple[int, ...] = ()):
+        self.length, self.broken = length, broken
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key):
+        epoch, index = key
+        if index in self.broken:
+            raise InputError(f"image {index}.png cannot be read; copy it again")
+        return torch.full((3, 2, 2), float(index)), torch.full((2, 2), epoch)
+
+
+class Scenes(Dataset):
+    """Validation images of three sizes in turn, with some ignored pixels."""
+
+    sizes = ((6, 9), (6, 5), (4, 5))
+
+    def __init__(self, length: int, broken: tuple[int, ...] = ()):
+        self.length, self.broken = length, broken
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int):
+        if index in self.broken:
+            raise InputError(f"label {index}.png holds 77")
+        rng = np.random.default_rng(index)
+        size = self.sizes[index % 3]
+        target = rng.integers(0, CLASSES, size)
+        target[rng.random(size) < 0.2] = 255
+        return torch.from_numpy(rng.random((3, *size), dtype=np.float32)), torch.from_numpy(target)
+
+
+class Normalised(nn.Module):
+    """A classifier of pixels, with batch norm: in eval mode each pixel's class depends on that pixel alone."""
+
+    options = {"width": 3}
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Conv2d(3, CLASSES, 1)
+
+    def forward(self, images):
+        return self.head(self.norm(images))
+
+
+def seeded_model() -> Normalised:
+    torch.manual_seed(5)
+    return Normalised()
+
+
+def score_in_one_of_two_processes(rank: int, folder: Path) -> None:
+    """Evaluate, then let rank 1 alone have a loss that is nan; what each process saw goes to a file."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
+    torch.set_num_threads(1)
+    world = setup("cpu")
+    model = seeded_model()
+    if rank == 1:
+        model.norm.running_mean.fill_(9.0)  # statistics of its own, which must not decide
+        model.norm.num_batches_tracked.fill_(77)
+    matrix = evaluate(model, Scenes(7), CLASSES, 2, world, 0)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    log = RunLog(folder / "run", world, 4, 4, 2, {}, "case", "net", log_every_steps=4)
+    stopped = ""
+    try:
+        for step in range(4):
+            log.train(step, torch.tensor(math.nan if (rank, step) == (1, 2) else 1.0), optimizer)
+    except Diverged as error:
+        stopped = str(error)
+    seen = {
+        "world": (world.rank, world.size),
+        "counts": matrix.counts,
+        "running_mean": model.norm.running_mean,
+        "tracked": model.norm.num_batches_tracked,
+        "stopped": stopped,
+    }
+    torch.save(seen, folder / f"seen_by_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    """One of `size` processes on the CPU, without the others."""
+    return World(torch.device("cpu"), rank, size)

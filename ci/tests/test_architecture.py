@@ -1,0 +1,119 @@
+"""The rules of the repository's structure, read from the source texts."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from ci.tests.folders import FOLDERS, ROOT
+
+PYTHON_FILES = sorted(
+    path
+    for folder in ("common", "ci", *FOLDERS)
+    for path in (ROOT / folder).rglob("*.py")
+    if "output" not in path.relative_to(ROOT).parts
+)
+IN_EACH_FOLDER = (
+    "__init__.py train.py model.py data.py presets.py predict.py env_npu.sh requirements.txt README.md README.zh.md "
+    "test/train_full_1p.sh test/train_full_8p.sh test/train_performance_1p.sh test/train_performance_8p.sh "
+    "test/train_eval_1p.sh test/train_eval_8p.sh"
+).split()
+
+
+def imported_roots(path) -> set[str]:
+    """The first part of every module name that a file imports; '.' for a relative import."""
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add("." if node.level else node.module.split(".")[0])
+    return roots
+
+
+def test_there_are_folders():
+    assert "ICNet" in FOLDERS
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folder_has_the_same_files_as_the_others(folder):
+    missing = [name for name in IN_EACH_FOLDER if not (ROOT / folder / name).is_file()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_rule(path):
+    roots = imported_roots(path)
+    owner = path.relative_to(ROOT).parts[0]
+    assert "." not in roots, "imports are absolute, so that a file means the same wherever it is started"
+    other_folders = set(FOLDERS) - {owner}
+    if owner == "common":
+        assert not roots & (set(FOLDERS) | {"ci"}), "common imports no folder"
+    elif owner != "ci":
+        assert not roots & (other_folders | {"ci"}), "no folder imports another"
+    local_names = {name.removesuffix(".py") for name in IN_EACH_FOLDER if name.endswith(".py")}
+    assert not roots & local_names, "`from ICNet.model import ...`, never `from model import ...`"
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_optional_packages_are_imported_where_they_are_needed(path):
+    top_level = ast.parse(path.read_text(encoding="utf-8")).body
+    names = {alias.name for node in top_level if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in top_level if isinstance(node, ast.ImportFrom)}
+    assert not {name.split(".")[0] for name in names if name} & {"torch_npu", "apex", "onnx"}
+
+
+def test_only_entry_scripts_touch_the_import_path():
+    entries = {ROOT / folder / name for folder in FOLDERS for name in ("train.py", "predict.py")}
+    entries |= {ROOT / "ci" / "smoke.py", ROOT / "ci" / "quickstart.py"}
+    touching = {path for path in PYTHON_FILES if "sys.path" in path.read_text(encoding="utf-8")}
+    assert touching - set((ROOT / "ci" / "tests").rglob("*.py")) <= entries
+
+
+def test_launch_scripts_are_identical():
+    texts = {path.read_bytes() for folder in FOLDERS for path in (ROOT / folder / "test").glob("train_*.sh")}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_launch_script_names_a_preset(folder):
+    presets = __import__(f"{folder}.presets", fromlist=["PRESETS"]).PRESETS
+    scripts = {path.stem.removeprefix("train_") for path in (ROOT / folder / "test").glob("train_*.sh")}
+    assert scripts <= set(presets)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("script", ["train.py", "predict.py"])
+def test_flags_are_read_without_importing_torch(folder, script):
+    """Importing torch takes seconds; `--help` has to answer at once."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / folder / script)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "--checkpoint" in done.stdout
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_presets_are_one_flat_dictionary_each_with_the_same_names(folder):
+    presets = __import__(f"{folder}.presets", fromlist=["PRESETS"]).PRESETS
+    names = [set(values) for values in presets.values()]
+    assert all(each == names[0] for each in names)
+    assert not any(isinstance(value, dict) for values in presets.values() for value in values.values())
+
+
+def test_no_cuda_only_calls():
+    """Code that runs on one kind of device only is in common/device.py, which knows them all."""
+    for path in PYTHON_FILES:
+        owner = path.relative_to(ROOT).parts[0]
+        if owner == "ci" or path == ROOT / "common" / "device.py":
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert not any(word in text for word in (".cuda()", "torch.cuda.", ".npu()", "torch.npu.")), path

@@ -1,0 +1,258 @@
+"""common/args.py: presets, flags over them, spellings, refusals and --help."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from common.args import FLAGS, parse_args
+from ICNet import presets as icnet
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "data_path": "data/city",
+    "workers": "auto",
+    "pretrained": "none",
+    "load_from": "",
+    "epochs": 3,
+    "max_steps": 0,
+    "device_batch_size": 4,
+    "schedule": "poly",
+    "lr": 0.5,
+    "amp": None,
+    "loss_scale": "dynamic",
+    "devices": 1,
+    "device_list": None,
+    "distributed": None,
+    "evaluate": False,
+    "validate": True,
+    "checkpoint": "output/fast/checkpoints/best.pt",
+    "output_dir": None,
+    "arch": "net",
+}
+
+
+@pytest.fixture
+def presets(tmp_path):
+    module = ModuleType("presets")
+    module.__file__ = str(tmp_path / "Net" / "presets.py")
+    module.PRESETS = {"default": SMALL, "fast": {**SMALL, "epochs": 1, "lr": 0.1}}
+    module.ALIASES = {"init_lr": "lr", "batch_size": "device_batch_size", "train_batch_size": "device_batch_size"}
+    module.CHOICES = {"arch": ["net", "other_net"]}
+    return module
+
+
+def refused(capsys, presets, *argv) -> str:
+    """The one line on stderr with which `argv` is refused."""
+    with pytest.raises(SystemExit) as ending:
+        parse_args(presets, list(argv))
+    out, err = capsys.readouterr()
+    assert ending.value.code == 2
+    assert out == ""
+    assert err.endswith("\n") and err.count("\n") == 1, err
+    return err
+
+
+def test_the_first_preset_is_the_default(presets):
+    args = parse_args(presets, [])
+    assert args.preset == "default"
+    assert (args.epochs, args.lr, args.amp, args.device_list, args.validate) == (3, 0.5, None, None, True)
+    assert args.given == []
+
+
+def test_another_preset_and_the_command_line_over_it(presets):
+    args = parse_args(presets, ["--lr", "0.7", "--preset", "fast"])
+    assert (args.preset, args.epochs, args.lr, args.device_batch_size) == ("fast", 1, 0.7, 4)
+    assert args.given == ["lr"]
+
+
+def test_the_last_preset_wins_as_a_launch_script_puts_its_own_first(presets):
+    assert parse_args(presets, ["--preset", "default", "--preset=fast"]).epochs == 1
+
+
+def test_a_flag_given_with_its_preset_value_counts_as_given(presets):
+    assert parse_args(presets, ["--epochs", "3", "--no_validate"]).given == ["epochs", "validate"]
+
+
+@pytest.mark.parametrize(
+    "argv", [["--init_lr", "0.25"], ["--init-lr=0.25"], ["--lr=0.25"], ["--lr", "0.25"], ["--lr", "2.5e-1"]]
+)
+def test_aliases_and_ways_to_write_a_flag(presets, argv):
+    args = parse_args(presets, argv)
+    assert args.lr == 0.25
+    assert args.given == ["lr"]
+
+
+@pytest.mark.parametrize("flag", ["--device-batch-size", "--device_batch_size", "--device-batch_size", "--batch-size"])
+def test_dash_and_underscore_are_the_same_in_a_flag(presets, flag):
+    assert parse_args(presets, [flag, "6"]).device_batch_size == 6
+
+
+def test_values_keep_their_dashes(presets):
+    args = parse_args(presets, ["--data-path=my-data/a-b", "--output-dir", "run-1_x"])
+    assert (args.data_path, args.output_dir) == ("my-data/a-b", "run-1_x")
+
+
+@pytest.mark.parametrize("flag", ["--epoch", "--device_batch", "--valid", "--no_val", "--pre"])
+def test_abbreviations_are_refused(capsys, presets, flag):
+    assert flag in refused(capsys, presets, flag, "1")
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["--colour", "red"], "--colour"),
+        (["--opt_level", "O1"], "--opt_level"),  # in the vocabulary, and not in this folder's presets
+        (["stray"], "stray"),
+        (["--preset", "slow"], "slow"),
+        (["--preset"], "--preset"),
+        (["--epochs", "0"], "'0' is not a whole number of at least 1"),
+        (["--epochs", "-3"], "'-3' is not a whole number of at least 1"),
+        (["--epochs", "1.5"], "'1.5' is not a whole number of at least 1"),
+        (["--epochs", "many"], "'many' is not a whole number of at least 1"),
+        (["--max_steps", "-1"], "'-1' is not a whole number of at least 0"),
+        (["--lr", "-0.1"], "'-0.1' is not a number of at least 0"),
+        (["--lr", "nan"], "'nan' is not a number of at least 0"),
+        (["--lr", "inf"], "'inf' is not a number of at least 0"),
+        (["--init_lr", "fast"], "'fast' is not a number of at least 0"),
+        (["--workers", "-1"], "'-1' is not a whole number of at least 0"),
+        (["--workers", "all"], "'all'"),
+        (["--loss_scale", "0"], "'0' is not 'dynamic'"),
+        (["--loss_scale", "-2"], "'-2' is not 'dynamic'"),
+        (["--loss_scale", "static"], "'static' is not 'dynamic'"),
+        (["--device_list", "0,x"], "'0,x' is no list of device numbers"),
+        (["--device_list", "0,,1"], "'0,,1' is no list"),
+        (["--device_list", "-1"], "'-1' is no list"),
+        (["--device_list", ""], "'' is no list"),
+        (["--schedule", "linear"], "linear"),
+        (["--arch", "icnet"], "icnet"),
+        (["--amp", "maybe"], "'maybe' is neither true nor false"),
+        (["--no_amp=1"], "--no_amp"),
+        (["--distributed", "2"], "2"),
+        (["--lr"], "--lr"),
+    ],
+)
+def test_what_is_refused_is_named_in_one_line_with_exit_code_2(capsys, presets, argv, named):
+    line = refused(capsys, presets, *argv)
+    assert named in line
+    assert "error: " in line
+    assert "--help" in line
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "few"])
+def test_counts_of_which_there_is_at_least_one(capsys, value):
+    flags = "base_size crop_size epochs device_batch_size eval_batch_size eval_every_epochs log_every_steps"
+    for name in f"{flags} devices nnodes".split():
+        assert f"'{value}' is not a whole number of at least 1" in refused(capsys, icnet, f"--{name}={value}")
+        assert getattr(parse_args(icnet, [f"--{name}=1"]), name) == 1
+
+
+@pytest.mark.parametrize("name", "max_steps warmup_epochs node_rank save_every_steps workers".split())
+def test_counts_that_may_be_zero(capsys, name):
+    assert getattr(parse_args(icnet, [f"--{name}", "0"]), name) == 0
+    assert "'-1' is not a whole number of at least 0" in refused(capsys, icnet, f"--{name}", "-1")
+
+
+def test_seeds_and_ports_have_an_end(capsys):
+    assert parse_args(icnet, ["--seed", str(2**32 - 1), "--master_port", "65535"]).seed == 2**32 - 1
+    assert parse_args(icnet, ["--seed", "0", "--master_port", "1"]).master_port == 1
+    for name, value in (("seed", 2**32), ("seed", -1), ("master_port", 65536), ("master_port", 0)):
+        assert f"'{value}' is not " in refused(capsys, icnet, f"--{name}={value}")
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--amp"], True),
+        (["--amp", "1"], True),
+        (["--amp=TRUE"], True),
+        (["--amp", "yes"], True),
+        (["--amp", "0"], False),
+        (["--amp=False"], False),
+        (["--amp", "off"], False),
+        (["--no_amp"], False),
+        (["--no-amp"], False),
+        (["--no_amp", "--amp"], True),
+        (["--amp", "--no_amp"], False),
+        ([], None),
+    ],
+)
+def test_a_switch_and_its_opposite(presets, argv, expected):
+    assert parse_args(presets, argv).amp is expected
+
+
+def test_a_switch_before_another_flag_takes_no_value(presets):
+    args = parse_args(presets, ["--evaluate", "--epochs", "2"])
+    assert (args.evaluate, args.epochs) == (True, 2)
+
+
+def test_types_of_values(presets):
+    args = parse_args(presets, "--device_list 0,3,1 --workers 2 --loss_scale -1 --distributed --arch other_net".split())
+    assert args.device_list == [0, 3, 1]
+    assert (args.workers, args.loss_scale, args.distributed, args.arch) == (2, "-1", 1, "other_net")
+    args = parse_args(presets, ["--device-list=0, 1", "--workers", "auto", "--loss_scale=128", "--distributed", "0"])
+    assert args.device_list == [0, 1]
+    assert (args.workers, args.loss_scale, args.distributed) == ("auto", "128", 0)
+
+
+def test_paths_of_a_preset_start_in_its_folder_and_those_of_the_user_where_the_user_is(presets, tmp_path):
+    folder = tmp_path / "Net"
+    args = parse_args(presets, ["--preset", "fast"])
+    assert args.data_path == str(folder / "data/city")
+    assert args.checkpoint == str(folder / "output/fast/checkpoints/best.pt")
+    assert args.output_dir == str(folder / "output/fast")
+    assert (args.pretrained, args.load_from) == ("none", "")
+    given = parse_args(presets, "--data_path ./here --checkpoint ../x.pt --output_dir out --pretrained p".split())
+    assert (given.data_path, given.checkpoint, given.output_dir, given.pretrained) == ("./here", "../x.pt", "out", "p")
+
+
+def test_the_embedded_sample_is_no_path(presets):
+    presets.PRESETS["fast"] = {**SMALL, "data_path": "sample"}
+    assert parse_args(presets, ["--preset", "fast"]).data_path == "sample"
+
+
+def test_help_groups_by_topic_lists_aliases_and_the_defaults_of_the_chosen_preset(capsys, presets):
+    with pytest.raises(SystemExit) as ending:
+        parse_args(presets, ["--preset", "fast", "--help"], description="100 % of it")
+    out, err = capsys.readouterr()
+    assert (ending.value.code, err) == (0, "")
+    headings = [line[:-1] for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    topics = [topic for topic, flags in FLAGS.items() if flags.keys() & SMALL.keys()]
+    assert [heading for heading in headings if heading in FLAGS] == topics
+    entries = " ".join(out.split())
+    assert "100 % of it" in entries
+    assert "--lr NUMBER, --init_lr NUMBER initial learning rate; default: 0.1" in entries
+    assert "--device_batch_size N, --batch_size N, --train_batch_size N" in entries
+    assert "--validate [0|1] evaluate during training; default: True; off: --no_validate" in entries
+    assert "--opt_level" not in entries  # not a flag of this folder
+
+
+def test_every_value_of_icnets_presets_is_one_that_its_own_flag_accepts():
+    kinds = {name: kind for flags in FLAGS.values() for name, (kind, _) in flags.items()}
+    for preset, values in icnet.PRESETS.items():
+        assert values.keys() == icnet.BASE.keys() <= kinds.keys()
+        argv = ["--preset", preset]
+        for name, value in values.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            argv += [f"--{name}={text}"] if value is not None else []
+        again = parse_args(icnet, argv)
+        for name, value in values.items():
+            if value is not None:
+                assert getattr(again, name) == value, (preset, name)
+
+
+def test_icnets_aliases_name_flags_and_hide_none():
+    assert set(icnet.ALIASES.values()) <= icnet.BASE.keys()
+    assert not icnet.ALIASES.keys() & icnet.BASE.keys()
+
+
+def test_flags_are_answered_without_importing_torch():
+    code = (
+        "import sys; from common.args import parse_args; from ICNet import presets; "
+        "args = parse_args(presets, ['--preset', 'full_8p', '--init_lr', '0.2']); "
+        "print(args.lr, args.devices, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "0.2 8 False False\n", run.stderr

@@ -1,0 +1,172 @@
+"""common/data.py: which sample comes when, and batches that do not depend on processes or workers."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import common.data
+from ci.tests.common_workers import Keyed, Scenes, world
+from common.data import StepSampler, batches, eval_batches, sample_rng, steps_in_epoch, worker_count
+from common.device import World, seed_step
+from common.errors import InputError
+
+
+def keys(length=11, batch=2, rank=0, size=1, seed=0, first=0, total=15):
+    return list(StepSampler(length, batch, world(rank, size), seed, first, total))
+
+
+@pytest.mark.parametrize("length, batch", [(11, 2), (12, 3), (5, 5), (7, 4)])
+def test_every_epoch_shows_each_image_at_most_once_and_drops_only_the_remainder(length, batch):
+    steps = length // batch
+    run = keys(length, batch, total=3 * steps)
+    for epoch in range(3):
+        seen = [key for step in run[epoch * steps : (epoch + 1) * steps] for key in step]
+        assert {e for e, _ in seen} == {epoch}
+        indices = [index for _, index in seen]
+        assert len(set(indices)) == len(indices) == steps * batch
+        assert set(indices) <= set(range(length))
+    assert all(type(index) is int for step in run for _, index in step)
+
+
+def test_the_dropped_remainder_differs_between_epochs():
+    dropped = set()
+    for epoch in range(6):
+        run = keys(11, 2, total=30)[epoch * 5 : epoch * 5 + 5]
+        dropped |= set(range(11)) - {index for step in run for _, index in step}
+    assert len(dropped) > 1
+
+
+def test_epochs_and_seeds_shuffle_differently():
+    one, two = keys(64, 64, total=2)
+    other_seed = keys(64, 64, seed=1, total=1)[0]
+    orders = [[index for _, index in step] for step in (one, two, other_seed, keys(64, 64, total=1)[0])]
+    assert orders[0] != orders[1] and orders[0] != orders[2] and orders[1] != orders[2]
+    assert orders[0] == orders[3]
+    assert orders[0] != list(range(64))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_blocks_of_all_ranks_in_a_row_are_the_batch_of_one_process(size):
+    alone = keys(26, 12, total=6)
+    shares = [keys(26, 12 // size, rank, size, total=6) for rank in range(size)]
+    assert [sum(blocks, []) for blocks in zip(*shares, strict=True)] == alone
+
+
+@pytest.mark.parametrize("first", range(15))
+def test_a_run_that_starts_at_any_step_is_the_tail_of_the_whole_run(first):
+    assert keys(first=first) == keys()[first:]
+
+
+def test_length_of_the_sampler_is_the_steps_that_are_left():
+    assert len(StepSampler(11, 2, world(), 0, 4, 15)) == 11 == len(keys(first=4))
+
+
+def collected(workers, **changes):
+    options = {"device_batch_size": 3, "world": world(), "seed": 4, "first_step": 2, "total_steps": 7} | changes
+    return list(batches(Keyed(8), workers=workers, **options))
+
+
+def test_batches_are_the_same_with_any_number_of_workers():
+    expected = keys(8, 3, seed=4, first=2, total=7)
+    for workers in (0, 1, 2):
+        items = collected(workers)
+        assert [step for step, _, _ in items] == [2, 3, 4, 5, 6]
+        for (_, images, target), step_keys in zip(items, expected, strict=True):
+            assert (images.shape, images.dtype) == ((3, 3, 2, 2), torch.float32)
+            assert (target.shape, target.dtype) == ((3, 2, 2), torch.int64)
+            assert images[:, 0, 0, 0].tolist() == [index for _, index in step_keys]
+            assert target[:, 0, 0].tolist() == [epoch for epoch, _ in step_keys]
+
+
+def test_what_is_random_in_a_step_depends_on_seed_rank_and_step_alone():
+    drawn = {}
+    for rank in (0, 1):
+        stream = batches(Keyed(8), 2, world(rank, 2), 4, 0, 0, 4)
+        drawn[rank] = [torch.rand(3).tolist() for _ in stream]
+    resumed = [torch.rand(3).tolist() for _ in batches(Keyed(8), 2, world(), 4, 0, 2, 4)]
+    assert resumed == drawn[0][2:]
+    assert len({tuple(values) for values in drawn[0] + drawn[1]}) == 8
+    seed_step(4, world(1, 2), 3)
+    assert torch.rand(3).tolist() == drawn[1][3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_input_error_of_a_worker_arrives_with_its_message_when_its_batch_is_due(workers):
+    order = [index for step in keys(8, 2, total=4) for _, index in step]
+    stream = batches(Keyed(8, broken=(order[5],)), 2, world(), 0, workers, 0, 4)
+    assert [next(stream)[0], next(stream)[0]] == [0, 1]
+    with pytest.raises(InputError) as error:
+        next(stream)
+    assert str(error.value) == f"image {order[5]}.png cannot be read; copy it again"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 4, 50])
+def test_evaluation_shows_every_image_once_to_one_process(size, batch):
+    found = Counter()
+    for rank in range(size):
+        for images, target in eval_batches(Scenes(7), batch, world(rank, size), 0):
+            assert len(images) == len(target) <= batch
+            assert images.shape[2:] == target.shape[1:]
+            found.update(image.numpy().tobytes() for image in images)
+    assert found == Counter(Scenes(7)[index][0].numpy().tobytes() for index in range(7))
+
+
+def test_evaluation_keeps_image_and_target_together_when_sizes_are_mixed():
+    truth = {image.numpy().tobytes(): target for image, target in (Scenes(7)[index] for index in range(7))}
+    sizes = []
+    for images, target in eval_batches(Scenes(7), 4, world(), 1):
+        sizes.append(tuple(images.shape))
+        for image, labels in zip(images, target, strict=True):
+            assert torch.equal(labels, truth[image.numpy().tobytes()])
+    first, second = [(2, 3, 6, 9), (1, 3, 6, 5), (1, 3, 4, 5)], [(1, 3, 6, 5), (1, 3, 4, 5), (1, 3, 6, 9)]
+    assert sizes == first + second  # of the images 0 1 2 3 and 4 5 6
+
+
+def test_a_process_without_a_share_of_the_evaluation_gets_nothing():
+    assert list(eval_batches(Scenes(2), 2, world(2, 3), 0)) == []
+
+
+def test_an_input_error_in_evaluation_arrives_too():
+    with pytest.raises(InputError, match="^label 2.png holds 77$"):
+        list(eval_batches(Scenes(3, broken=(2,)), 2, world(), 1))
+
+
+def test_steps_in_epoch():
+    assert steps_in_epoch(range(10), 5) == 2
+    assert steps_in_epoch(range(9), 5) == 1
+    with pytest.raises(InputError, match="^4 training images are fewer than the 5 of one step.*--device_batch_size"):
+        steps_in_epoch(range(4), 5)
+
+
+def test_each_sample_has_a_generator_of_its_own():
+    draw = {key: sample_rng(*key).random(4).tobytes() for key in np.ndindex(3, 3, 3)}
+    assert len(set(draw.values())) == 27
+    assert sample_rng(1, 2, 0).random(4).tobytes() == draw[1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "cores, processes, device, expected",
+    [
+        (64, 1, "cuda", 16),
+        (64, 8, "cuda", 7),
+        (192, 8, "npu", 16),
+        (8, 1, "cuda", 7),
+        (8, 1, "cpu", 4),
+        (2, 1, "cpu", 1),
+        (1, 1, "cpu", 1),
+        (4, 8, "cuda", 1),
+    ],
+)
+def test_auto_shares_the_cores_out(monkeypatch, cores, processes, device, expected):
+    monkeypatch.setattr(common.data, "cpu_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    place = World(torch.device("cpu") if device == "cpu" else torch.device("cuda", 0))
+    assert worker_count("auto", place) == expected
+
+
+def test_a_number_of_workers_is_taken_as_it_is():
+    assert worker_count(0, world()) == 0
+    assert worker_count(40, world()) == 40

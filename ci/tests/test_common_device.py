@@ -1,0 +1,461 @@
+"""common/device.py: which device, how many processes, and with which exit code a run ends."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from ci.tests.common_workers import seeded_model, world
+from common import device
+from common.device import World, data_parallel, find_device_type, launch, local_devices, seed_step, setup
+from common.errors import Diverged, InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", device.CHECKED)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No accelerator, no plugin and no torchrun, wherever the tests run; global settings come back afterwards."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    monkeypatch.setattr(device, "_has_torch_npu", lambda: False)
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    settings = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = settings
+    torch.use_deterministic_algorithms(False)
+    os.environ.pop(device.CHECKED, None)
+
+
+@pytest.fixture
+def real_lookup(monkeypatch):
+    """The plugin is looked for as in real life."""
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def install_npu(monkeypatch, devices: int) -> SimpleNamespace:
+    """A plugin that works; what is set on it is recorded."""
+    done = SimpleNamespace(set_device=[], jit_compile=[])
+    plugin = ModuleType("torch_npu")
+    plugin.__spec__ = ModuleSpec("torch_npu", None)
+    monkeypatch.setitem(sys.modules, "torch_npu", plugin)
+    npu = SimpleNamespace(
+        is_available=lambda: devices > 0,
+        device_count=lambda: devices,
+        set_device=done.set_device.append,
+        set_compile_mode=lambda jit_compile: done.jit_compile.append(jit_compile),
+        config=SimpleNamespace(allow_internal_format=True),
+    )
+    monkeypatch.setattr(torch, "npu", npu, raising=False)
+    monkeypatch.setattr(device, "_has_torch_npu", lambda: True)
+    done.config = npu.config
+    return done
+
+
+def install_cuda(monkeypatch, devices: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+
+
+def flags(**given) -> Namespace:
+    values = {"device": "auto", "devices": 1, "device_list": None, "distributed": None}
+    machines = {"nnodes": 1, "node_rank": 0, "master_addr": "127.0.0.1", "master_port": 29688}
+    return Namespace(**values | machines | given)
+
+
+# ---- which device
+
+
+def test_without_accelerators_auto_is_the_cpu():
+    assert find_device_type("auto") == find_device_type("cpu") == find_device_type() == "cpu"
+
+
+def test_auto_takes_an_npu_then_cuda(monkeypatch):
+    install_cuda(monkeypatch, 2)
+    assert find_device_type("auto") == find_device_type("gpu") == find_device_type("cuda") == "cuda"
+    install_npu(monkeypatch, 1)
+    assert find_device_type("auto") == find_device_type("npu") == "npu"
+    assert find_device_type("cpu") == "cpu"
+
+
+def test_auto_passes_over_an_npu_plugin_without_devices(monkeypatch):
+    install_npu(monkeypatch, 0)
+    assert find_device_type("auto") == "cpu"
+    with pytest.raises(InputError, match="--device npu cannot be used: torch_npu sees no device; check with npu-smi"):
+        find_device_type("npu")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "gpu"])
+def test_cuda_that_is_asked_for_and_not_there_is_an_error(kind):
+    with pytest.raises(InputError, match="--device cuda cannot be used: .*sees no CUDA device.*--device cpu"):
+        find_device_type(kind)
+
+
+def test_an_npu_without_the_plugin_is_an_error_with_the_remedy():
+    with pytest.raises(InputError) as error:
+        find_device_type("npu")
+    assert "torch_npu is not installed; install the torch-npu release" in str(error.value)
+    assert torch.__version__ in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        ("raise ImportError('libhccl.so: cannot open shared object file\\nsecond line')", "libhccl.so: cannot open"),
+        ("raise RuntimeError('Two accelerators cannot be used')", "Two accelerators cannot be used"),
+        ("raise OSError()", "OSError"),
+    ],
+)
+def test_a_plugin_that_does_not_import_gives_its_reason_in_one_line(real_lookup, monkeypatch, tmp_path, body, reason):
+    (tmp_path / "torch_npu").mkdir()
+    (tmp_path / "torch_npu" / "__init__.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    with pytest.raises(InputError) as error:
+        find_device_type("npu")
+    message = str(error.value)
+    assert f"torch_npu does not import ({reason}" in message
+    assert "source CANN's set_env.sh" in message and "--device cpu" in message
+    assert "\n" not in message and "second line" not in message
+    assert find_device_type("auto") == "cpu"
+    with pytest.raises(InputError, match=r"8 devices are asked for and 0 found \(no CUDA, and torch_npu does not imp"):
+        local_devices(flags(devices=8))
+
+
+def test_a_plugin_that_is_simulated_without_a_spec_is_found(real_lookup, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_npu", ModuleType("torch_npu"))
+    monkeypatch.setattr(torch, "npu", SimpleNamespace(is_available=lambda: True), raising=False)
+    assert find_device_type("npu") == "npu"
+
+
+# ---- how many devices
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, [0]),
+        ({"devices": 3}, [0, 1, 2]),
+        ({"device_list": [3, 1]}, [3, 1]),
+        ({"devices": 4, "device_list": [2]}, [2]),  # the list of the command line over the number of the preset
+        ({"distributed": 1}, [0, 1, 2, 3]),
+        ({"distributed": 1, "devices": 2}, [0, 1]),
+        ({"distributed": 0, "devices": 8}, [0]),
+        ({"distributed": 0, "device_list": [3]}, [3]),
+        ({"device": "cpu", "devices": 6}, [0, 1, 2, 3, 4, 5]),
+        ({"device": "cpu", "distributed": 1}, [0]),
+    ],
+)
+@pytest.mark.parametrize("install", [install_cuda, install_npu])
+def test_devices_of_a_machine_with_four(monkeypatch, install, given, expected):
+    install(monkeypatch, 4)
+    assert local_devices(flags(**given)) == expected
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"devices": 8}, r"8 devices are asked for and 4 cuda device\(s\) found; use --devices 4, .* some of 0\.\.3"),
+        ({"device_list": [0, 4]}, r"no cuda device 4: there are 4, numbered from 0; use --device_list .* 0\.\.3"),
+        ({"device_list": [1, 1]}, "--device_list 1,1 names a device twice"),
+        ({"device_list": [0, 1, 2, 3, 4]}, "5 devices are asked for and 4"),
+        ({"device": "npu"}, "--device npu cannot be used"),
+    ],
+)
+def test_devices_that_are_not_there_are_an_error(monkeypatch, given, message):
+    install_cuda(monkeypatch, 4)
+    with pytest.raises(InputError, match=message):
+        local_devices(flags(**given))
+
+
+def test_several_devices_never_become_several_cpu_processes_by_themselves():
+    assert local_devices(flags(device_list=[5])) == [5]
+    assert local_devices(flags(devices=8, distributed=0)) == [0]
+    assert local_devices(flags(device="cpu", devices=2)) == [0, 1]
+    with pytest.raises(InputError, match="8 devices are asked for and 0 found .neither NPU nor CUDA.*--device cpu"):
+        local_devices(flags(devices=8))
+
+
+# ---- setup and seeds
+
+
+def test_setup_seeds_every_generator():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+    assert setup("cpu", seed=3) == World(torch.device("cpu"), 0, 1)
+    first = draw()
+    setup("cpu", seed=3)
+    assert draw() == first
+    setup("cpu", seed=4)
+    assert not set(draw()) & set(first)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_deterministic_operators(monkeypatch, wanted):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    setup("cpu", deterministic=wanted)
+    assert torch.are_deterministic_algorithms_enabled() is wanted
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (wanted, not wanted)
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is wanted
+
+
+@pytest.mark.parametrize("local_rank, device_list, index", [(0, None, 0), (2, None, 2), (1, [3, 0], 0), (0, [3], 3)])
+def test_each_process_of_a_machine_takes_its_device(monkeypatch, local_rank, device_list, index):
+    done = install_npu(monkeypatch, 4)
+    monkeypatch.setattr(torch, "device", lambda *parts: ":".join(map(str, parts)))  # there is no real "npu"
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    assert setup("auto", device_list).device == f"npu:{index}"
+    assert done.set_device == [f"npu:{index}"]
+    assert (done.jit_compile, done.config.allow_internal_format) == ([False], False)
+
+
+@pytest.mark.parametrize("local_rank, device_list", [(4, None), (1, [3]), (0, [4])])
+def test_a_process_without_a_device_is_an_error(monkeypatch, local_rank, device_list):
+    install_npu(monkeypatch, 4)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    with pytest.raises(InputError, match=f"no npu device for process {local_rank} of this machine, which has 4"):
+        setup("npu", device_list)
+
+
+def test_what_is_random_in_a_step_depends_on_seed_rank_and_step():
+    drawn = {}
+    for key in np.ndindex(2, 2, 3):
+        seed, rank, step = map(int, key)
+        seed_step(seed, world(rank, 2), step)
+        drawn[key] = torch.rand(2).tolist()
+    assert len({tuple(values) for values in drawn.values()}) == 12
+    torch.rand(100)
+    seed_step(1, world(0, 2), 2)
+    assert torch.rand(2).tolist() == drawn[1, 0, 2]
+
+
+def test_one_process_needs_neither_a_wrapper_nor_a_group():
+    model = seeded_model()
+    assert data_parallel(model, world()) is model
+    device.share_buffers(model, world())
+    counts = torch.tensor([1, 2])
+    assert device.sum_over_ranks(counts).tolist() == [1, 2]
+    device.synchronize(world())
+    assert isinstance(model, nn.Module)
+
+
+def test_the_cpu_has_a_name():
+    assert f"({os.cpu_count()} cores)" in device.device_name(torch.device("cpu"))
+
+
+# ---- exit codes of one process
+
+
+def passes(args, world_size):
+    pass
+
+
+def launched(capsys, error=None, check=passes, **given):
+    """(exit code, stderr, whether main ran)"""
+    ran = []
+
+    def main(args):
+        ran.append(args)
+        if error:
+            raise error
+
+    code = 0
+    try:
+        launch(main, flags(**given), check)
+    except SystemExit as ending:
+        code = ending.code
+    return code, capsys.readouterr().err, bool(ran)
+
+
+def test_a_run_that_succeeds_leaves_without_a_word(capsys):
+    assert launched(capsys) == (0, "", True)
+
+
+def test_input_that_the_check_refuses_is_one_line_and_nothing_runs(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/train.py", "--lr", "1"])
+
+    def check(args, world_size):
+        raise InputError("no images under x; give y")
+
+    assert launched(capsys, check=check) == (2, "train.py: error: no images under x; give y\n", False)
+
+
+def test_devices_are_checked_before_the_input(capsys):
+    code, err, ran = launched(capsys, check=lambda *_: pytest.fail("checked"), devices=8)
+    assert (code, ran) == (2, False)
+    assert "8 devices are asked for" in err and err.count("\n") == 1
+
+
+def test_a_machine_beyond_the_last_is_refused(capsys):
+    code, err, ran = launched(capsys, check=lambda *_: pytest.fail("checked"), nnodes=2, node_rank=2)
+    assert (code, ran) == (2, False)
+    assert "--node_rank 2 with --nnodes 2" in err and "0..1" in err
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (InputError("image x is cut off"), 2, "error: image x is cut off"),
+        (Diverged("the loss is nan at step 7"), 1, "stopped: the loss is nan at step 7"),
+        (KeyboardInterrupt(), 130, "interrupted; continue with the same command and --resume auto"),
+    ],
+)
+def test_ends_that_a_user_can_mend_are_one_line(capsys, error, code, line):
+    found, err, ran = launched(capsys, error)
+    assert (found, ran) == (code, True)
+    assert err.endswith(f": {line}\n") and err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(capsys):
+    code, err, _ = launched(capsys, KeyError("our mistake"))
+    assert code == 1
+    assert err.startswith("Traceback") and "KeyError: 'our mistake'" in err and "in main" in err
+
+
+def test_a_process_of_several_leaves_at_once(capsys, monkeypatch):
+    """The others may be waiting for it: an orderly end would wait for them."""
+    codes = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with pytest.raises(SystemExit):  # which a real os._exit does not come to
+        launch(lambda args: 1 / 0, flags(), passes)
+    assert codes == [1]
+
+
+# ---- several processes
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """What torchrun would be started with, and how it ends."""
+    seen = SimpleNamespace(ends=None, commands=[], checked=None)
+
+    def run(command):
+        seen.commands.append(command)
+        seen.checked = os.environ.get(device.CHECKED)
+        if seen.ends:
+            raise seen.ends
+
+    monkeypatch.setattr("torch.distributed.run.run", run)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--devices", "2", "--nnodes=9"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return seen
+
+
+def test_several_devices_start_torchrun_with_the_same_arguments_and_check_once(capsys, torchrun):
+    sizes = []
+    outcome = launched(capsys, check=lambda args, world_size: sizes.append(world_size), device="cpu", devices=2)
+    assert outcome == (0, "", False)
+    assert sizes == [2]
+    (command,) = torchrun.commands
+    assert (command.nproc_per_node, command.nnodes, command.standalone) == ("2", "1", True)
+    assert (command.training_script, command.training_script_args) == ("train.py", ["--devices", "2", "--nnodes=9"])
+    assert torchrun.checked
+
+
+def test_several_machines_meet_at_the_first_one(capsys, torchrun):
+    sizes = []
+    given = {"nnodes": 4, "node_rank": 3, "master_addr": "10.0.0.7", "master_port": 4321}
+    launched(capsys, check=lambda args, world_size: sizes.append(world_size), device="cpu", devices=2, **given)
+    launched(capsys, check=lambda args, world_size: sizes.append(world_size), device="cpu", devices=1, **given)
+    assert sizes == [8, 4]
+    for command, processes in zip(torchrun.commands, ("2", "1"), strict=True):
+        assert (command.nproc_per_node, command.nnodes, command.node_rank) == (processes, "4", 3)
+        assert (command.master_addr, command.master_port, command.standalone) == ("10.0.0.7", 4321, False)
+
+
+@pytest.mark.parametrize("codes, expected", [([1, 2], 2), ([-15, 2], 2), ([1, -15], 1), ([-9], 1), ([3], 3)])
+def test_the_exit_code_is_that_of_the_process_that_failed(capsys, torchrun, codes, expected):
+    failures = {rank: ProcessFailure(rank, 100 + rank, code, "<none>") for rank, code in enumerate(codes)}
+    torchrun.ends = ChildFailedError("train.py", failures)
+    assert launched(capsys, device="cpu", devices=2)[0] == expected
+
+
+def test_an_interruption_of_torchrun_is_one(capsys, torchrun):
+    torchrun.ends = SignalException("stopped", signal.SIGINT)
+    code, err, _ = launched(capsys, device="cpu", devices=2)
+    assert code == 130
+    assert "interrupted" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("checked, sizes", [("1", []), ("", [6])])
+def test_a_process_of_torchrun_runs_at_once(capsys, monkeypatch, torchrun, checked, sizes):
+    """It checks only when a user, and not `launch`, has started torchrun; then torchrun's number of processes holds."""
+    for name, value in zip(TORCHRUN, ("4", "1", "6", "3", checked), strict=True):
+        monkeypatch.setenv(name, value)
+    found = []
+    assert launched(capsys, check=lambda args, world_size: found.append(world_size), devices=8) == (0, "", True)
+    assert found == sizes
+    assert torchrun.commands == []
+
+
+SCRIPT = """
+import os, sys
+from argparse import Namespace
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import torch
+from common.device import launch, setup, sum_over_ranks
+from common.errors import InputError
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+
+def note(name, text):
+    with open(folder / name, "a") as file:
+        file.write(text)
+
+def check(args, world_size):
+    note("checked", f"{{world_size}} ")
+
+def main(args):
+    world = setup("cpu")
+    total = sum_over_ranks(torch.tensor([10 + world.rank]))
+    note(f"rank_{{world.rank}}", f"{{world.size}} {{os.environ['LOCAL_RANK']}} {{total.item()}}")
+    if mode == "broken":
+        if world.rank == 1:
+            raise InputError("image x is cut off")
+        sum_over_ranks(torch.zeros(1))  # waits for the other one
+
+args = Namespace(device="cpu", devices=2, device_list=None, distributed=None, nnodes=1, node_rank=0)
+launch(main, args, check)
+"""
+
+
+def started_in_two_processes(folder, mode, *command):
+    (folder / "train.py").write_text(SCRIPT.format(root=str(ROOT)))
+    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN} | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, *command, "train.py", str(folder), mode],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    seen = {path.name: path.read_text() for path in folder.iterdir() if path.name != "train.py"}
+    return run, seen
+
+
+def test_launch_runs_main_in_two_processes_and_passes_on_why_one_failed(tmp_path):
+    run, seen = started_in_two_processes(tmp_path, "broken")
+    assert seen == {"checked": "2 ", "rank_0": "2 0 21", "rank_1": "2 1 21"}
+    assert run.returncode == 2
+    assert "train.py: error: image x is cut off\n" in run.stderr
+
+
+def test_a_torchrun_of_the_user_works_too(tmp_path):
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    run, seen = started_in_two_processes(tmp_path, "well", *command)
+    assert seen == {"checked": "2 2 ", "rank_0": "2 0 21", "rank_1": "2 1 21"}
+    assert run.returncode == 0, run.stderr

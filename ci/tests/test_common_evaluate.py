@@ -1,0 +1,111 @@
+"""common/evaluate.py: the confusion matrix of a data set, however it is divided."""
+
+import socket
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from ci.tests.common_workers import CLASSES, Scenes, score_in_one_of_two_processes, seeded_model, world
+from common import evaluate as evaluate_module
+from common.evaluate import evaluate, example_predictions
+
+
+def counts_of_a_plain_loop(model, dataset) -> torch.Tensor:
+    """Image by image, pixel by pixel: [truth, prediction]."""
+    counts = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+    model.eval()
+    for index in range(len(dataset)):
+        image, target = dataset[index]
+        with torch.no_grad():
+            prediction = model(image[None])[0].argmax(0)
+        for truth, predicted in zip(target.flatten().tolist(), prediction.flatten().tolist(), strict=True):
+            if truth != 255:
+                counts[truth, predicted] += 1
+    return counts
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return counts_of_a_plain_loop(seeded_model(), Scenes(7))
+
+
+def test_the_plain_loop_predicts_several_classes(expected):
+    assert (expected.sum(0) > 0).sum() > 1
+    assert (expected.sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("batch, workers", [(1, 0), (2, 0), (3, 1), (16, 0)])
+def test_counts_equal_a_plain_loop_for_any_batch_size(expected, batch, workers):
+    assert torch.equal(evaluate(seeded_model(), Scenes(7), CLASSES, batch, world(), workers).counts, expected)
+
+
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_the_shares_of_all_processes_sum_to_the_matrix_of_one(monkeypatch, expected, size):
+    monkeypatch.setattr(evaluate_module, "share_buffers", lambda model, world: None)  # there are no other processes
+    shares = [evaluate(seeded_model(), Scenes(7), CLASSES, 2, world(rank, size), 0).counts for rank in range(size)]
+    assert torch.equal(sum(shares), expected)
+    assert not any(torch.equal(share, expected) for share in shares)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_scored_in_eval_mode_and_left_as_it_was(training):
+    model = seeded_model().train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = []
+    model.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
+    evaluate(model, Scenes(3), CLASSES, 2, world(), 0)
+    example_predictions(model, Scenes(3), 1, world())
+    assert set(modes) == {(False, False)}
+    assert model.training is training and model.norm.training is training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_forward_pass_runs_in_the_given_context():
+    model = seeded_model()
+    seen = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    bf16 = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
+    evaluate(model, Scenes(2), CLASSES, 2, world(), 0, bf16)
+    example_predictions(model, Scenes(2), 1, world(), bf16)
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_example_predictions():
+    model = seeded_model()
+    examples = example_predictions(model, Scenes(4), 3, world())
+    assert len(examples) == 3
+    for index, (image, target, prediction) in enumerate(examples):
+        true_image, true_target = Scenes(4)[index]
+        assert torch.equal(image, true_image) and torch.equal(target, true_target)
+        assert torch.equal(prediction, model.eval()(true_image[None])[0].argmax(0))
+        assert prediction.dtype == torch.int64
+    assert len(example_predictions(model, Scenes(2), 3, world())) == 2
+    assert example_predictions(model, Scenes(2), 3, world(1, 2)) == []
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What two gloo processes saw, each with batch-norm statistics of its own."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (folder / "port").write_text(str(free.getsockname()[1]))
+    multiprocessing.spawn(score_in_one_of_two_processes, (folder,), nprocs=2)
+    return folder, [torch.load(folder / f"seen_by_{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_processes_have_both_the_matrix_of_one_with_the_statistics_of_rank_0(seen, expected):
+    _, both = seen
+    assert [tuple(one["world"]) for one in both] == [(0, 2), (1, 2)]
+    for one in both:
+        assert torch.equal(one["counts"], expected)
+        assert torch.equal(one["running_mean"], torch.zeros(3))
+        assert one["tracked"] == 0
+
+
+def test_a_loss_that_is_nan_on_one_process_stops_both_at_the_same_step(seen):
+    folder, both = seen
+    for one in both:
+        assert one["stopped"].startswith("the loss is nan at step 3 of 4")
+    assert "nan at step 3" in (folder / "run" / "train.log").read_text()

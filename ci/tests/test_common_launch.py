@@ -1,0 +1,284 @@
+"""common/launch.sh and common/env_npu.sh, in a copy of the tree that holds nothing but them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CALLER = (ROOT / "ICNet" / "test" / "train_full_1p.sh").read_text()
+# Tells how it was started, and ends with the exit code that a flag asks for.
+TRAIN = """
+import json, os, sys
+print(json.dumps({"argv": sys.argv, "folder": os.getcwd(), "cann": os.environ.get("FAKE_CANN"),
+                  "queue": os.environ.get("TASK_QUEUE_ENABLE"), "with": os.environ.get("STARTED_BY")}))
+sys.exit(int(sys.argv[-1]) if sys.argv[-1].isdigit() else 0)
+"""
+DEFAULTS = {
+    "TASK_QUEUE_ENABLE": "2",
+    "HCCL_CONNECT_TIMEOUT": "1200",
+    "ASCEND_GLOBAL_LOG_LEVEL": "3",
+    "ASCEND_SLOG_PRINT_TO_STDOUT": "0",
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """<tmp>/a tree/{common,Net}: the system folders that the scripts look into lie in <tmp>/system instead."""
+    root = tmp_path / "a tree"
+    (root / "common").mkdir(parents=True)
+    for name in ("launch.sh", "env_npu.sh"):
+        text = (ROOT / "common" / name).read_text()
+        for folder in ("/usr/local/Ascend", "/etc/Ascend", "/dev/davinci_manager"):
+            text = text.replace(folder, f"{tmp_path}/system{folder}")
+        (root / "common" / name).write_text(text)
+    test = root / "Net" / "test"
+    test.mkdir(parents=True)
+    for name in ("train_full_1p.sh", "train_performance_8p.sh", "train_eval_1p.sh"):
+        (test / name).write_text(CALLER)
+    shutil.copy(ROOT / "ICNet" / "env_npu.sh", root / "Net")
+    (root / "Net" / "train.py").write_text(TRAIN)
+    (tmp_path / "home").mkdir()
+    return root
+
+
+def python_that_tells(path: Path, name: str, has_torch: bool = True) -> Path:
+    """A Python which hands on the name it was started by; without torch it has the standard library alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    without = "" if has_torch else "-S"
+    path.write_text(f'#!/bin/sh\nexport STARTED_BY={name}\nexec "{sys.executable}" {without} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def environment(tree, **more):
+    keep = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LC_ALL")}
+    return keep | {"HOME": str(tree.parent / "home"), "PYTHON": sys.executable} | more
+
+
+def start(tree, *arguments, script="Net/test/train_full_1p.sh", cwd=None, **more):
+    """(what train.py told, the finished process)"""
+    run = subprocess.run(
+        ["bash", str(script), *arguments],
+        cwd=cwd or tree,
+        env=environment(tree, **more),
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(run.stdout) if run.stdout else None, run
+
+
+# ---- launch.sh
+
+
+@pytest.mark.parametrize("preset", ["full_1p", "performance_8p", "eval_1p"])
+def test_the_preset_is_the_name_of_the_script(tree, preset):
+    told, run = start(tree, script=f"Net/test/train_{preset}.sh")
+    assert told["argv"] == [f"{tree}/Net/train.py", "--preset", preset]
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_arguments_arrive_as_they_are(tree):
+    given = ["--data_path", "my data/a  b", "--lr=0.1", "", "*", "$HOME", "a'b\"c", "--"]
+    told, _ = start(tree, *given)
+    assert told["argv"][3:] == given
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130])
+def test_the_exit_code_is_that_of_training(tree, code):
+    assert start(tree, str(code))[1].returncode == code
+
+
+@pytest.mark.parametrize(
+    "below, script",
+    [
+        ("Net/test", "train_full_1p.sh"),
+        ("Net/test", "./train_full_1p.sh"),
+        ("Net", "test/train_full_1p.sh"),
+        ("common", "../Net/test/train_full_1p.sh"),
+        ("..", "a tree/Net/test/train_full_1p.sh"),
+    ],
+)
+def test_it_can_be_called_from_anywhere_and_stays_there(tree, below, script):
+    told, run = start(tree, script=script, cwd=tree / below)
+    assert told["argv"] == [f"{tree}/Net/train.py", "--preset", "full_1p"], run.stderr
+    assert told["folder"] == str((tree / below).resolve())
+
+
+def test_it_can_be_called_by_its_absolute_path(tree, tmp_path):
+    told, _ = start(tree, script=tree / "Net/test/train_full_1p.sh", cwd=tmp_path / "home")
+    assert told["argv"][0] == f"{tree}/Net/train.py"
+
+
+def test_an_exported_cdpath_does_not_lead_it_elsewhere(tree, tmp_path):
+    (tmp_path / "home" / "Net" / "test").mkdir(parents=True)
+    told, _ = start(tree, CDPATH=str(tmp_path / "home"))
+    assert told["argv"] == [f"{tree}/Net/train.py", "--preset", "full_1p"]
+
+
+def test_python3_of_the_path_is_the_default(tree, tmp_path):
+    python = python_that_tells(tmp_path / "bin" / "python3", "python3")
+    path = f"{python.parent}:{os.environ['PATH']}"
+    assert start(tree, PYTHON="", PATH=path)[0]["with"] == "python3"
+    other = python_that_tells(tmp_path / "an other" / "python", "named")
+    assert start(tree, PYTHON=str(other), PATH=path)[0]["with"] == "named"
+
+
+def test_the_environment_of_the_quickstart_is_used_where_python_lacks_torch(tree, tmp_path):
+    bare = python_that_tells(tmp_path / "bin" / "python", "bare", has_torch=False)
+    full = python_that_tells(tmp_path / "bin" / "full", "full")
+    python_that_tells(tree / ".venv" / "bin" / "python", "venv")
+    assert start(tree, PYTHON=str(bare))[0]["with"] == "venv"
+    assert start(tree, PYTHON=str(full))[0]["with"] == "full"
+
+
+def test_without_torch_anywhere_one_line_says_what_to_do(tree, tmp_path):
+    bare = python_that_tells(tmp_path / "bare" / "python3", "bare", has_torch=False)
+    told, run = start(tree, PYTHON=str(bare))
+    assert (told, run.returncode) == (None, 2)
+    assert run.stderr.count("\n") == 1 and "ci/quickstart.sh" in run.stderr
+
+
+def test_a_home_is_not_needed(tree):
+    run = subprocess.run(
+        ["env", "-u", "HOME", "bash", "Net/test/train_full_1p.sh"],
+        cwd=tree, env=environment(tree), capture_output=True, text=True,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_without_cann_nothing_of_it_is_set_or_said(tree):
+    told, run = start(tree)
+    assert (told["queue"], told["cann"], run.stderr) == (None, None, "")
+
+
+# Like CANN's own: reads variables that may be unset, and ends in a state that is not zero.
+CANN = """
+export FAKE_CANN="{name}"
+export LD_LIBRARY_PATH="/fake:$LD_LIBRARY_PATH"
+export ASCEND_HOME_PATH=/fake
+[ -n "$NEVER_SET_ANYWHERE" ]
+"""
+
+
+def install_cann(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "set_env.sh").write_text(CANN.format(name=name))
+
+
+def test_on_a_host_with_cann_its_environment_is_sourced(tree, tmp_path):
+    install_cann(tmp_path / "home" / "Ascend" / "cann", "of the user")
+    told, run = start(tree, "--lr", "0.1", TASK_QUEUE_ENABLE="1")
+    assert (told["cann"], told["queue"]) == ("of the user", "1")
+    assert told["argv"][1:] == ["--preset", "full_1p", "--lr", "0.1"]
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_on_a_host_with_an_npu_and_no_cann_training_starts_with_a_warning(tree, tmp_path):
+    (tmp_path / "system/dev").mkdir(parents=True)
+    (tmp_path / "system/dev/davinci_manager").touch()
+    told, run = start(tree)
+    assert told["queue"] == "2"
+    assert "no CANN set_env.sh" in run.stderr and run.stderr.count("\n") == 1
+
+
+# ---- env_npu.sh
+
+
+def sourced(tree, options="", before=":", file="common/env_npu.sh", **more):
+    """The variables of a shell after it has sourced the file, and the finished process."""
+    command = f'set {options or "--"}; {before}; source "{file}"; echo "options $-" >&2; env -0'
+    run = subprocess.run(
+        ["bash", "-c", command], cwd=tree, env=environment(tree, **more), capture_output=True, text=True
+    )
+    return dict(line.split("=", 1) for line in run.stdout.split("\0") if "=" in line), run
+
+
+@pytest.mark.parametrize("options", ["", "-eu", "-euo pipefail"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "system/usr/local/Ascend/cann",
+        "system/usr/local/Ascend/ascend-toolkit",
+        "system/usr/local/Ascend/nnae",
+        "home/Ascend/cann",
+        "home/Ascend/ascend-toolkit",
+        "opt/my ascend/cann",
+        "opt/my ascend/ascend-toolkit",
+        "opt/my ascend/nnae",
+    ],
+)
+def test_cann_is_found_in_each_of_its_places(tree, tmp_path, place, options):
+    install_cann(tmp_path / place, place)
+    if place.startswith("opt"):
+        info = tmp_path / "system/etc/Ascend/ascend_cann_install.info"
+        info.parent.mkdir(parents=True)
+        info.write_text(f"Version=8.0\nInstall_Path={tmp_path}/opt/my ascend\nUserName=root\n")
+    for file in ("common/env_npu.sh", "Net/env_npu.sh"):
+        values, run = sourced(tree, options, file=file)
+        assert values.get("FAKE_CANN") == place, run.stderr
+        assert {name: values[name] for name in DEFAULTS} == DEFAULTS
+        flags = run.stderr.removeprefix("options ").strip()
+        assert run.stderr.count("\n") == 1
+        assert ("e" in flags, "u" in flags) == (bool(options), bool(options))  # as the caller had them
+
+
+def test_the_places_are_tried_in_order(tree, tmp_path):
+    order = ["opt/cann", "opt/nnae", "system/usr/local/Ascend/cann", "system/usr/local/Ascend/ascend-toolkit"]
+    order += ["system/usr/local/Ascend/nnae", "home/Ascend/cann", "home/Ascend/ascend-toolkit"]
+    for place in order:
+        install_cann(tmp_path / place, place)
+    info = tmp_path / "system/etc/Ascend/ascend_cann_install.info"
+    info.parent.mkdir(parents=True)
+    info.write_text(f"Install_Path={tmp_path}/opt\n")
+    for place in order:
+        assert sourced(tree)[0]["FAKE_CANN"] == place
+        shutil.rmtree(tmp_path / place)
+    assert "FAKE_CANN" not in sourced(tree)[0]
+
+
+@pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"])
+def test_an_environment_that_is_set_already_stays(tree, tmp_path, name):
+    install_cann(tmp_path / "home" / "Ascend" / "cann", "another one")
+    values, run = sourced(tree, "-eu", **{name: "/chosen"})
+    assert values[name] == "/chosen"
+    assert "FAKE_CANN" not in values
+    assert values["TASK_QUEUE_ENABLE"] == "2"
+    assert "no CANN" not in run.stderr
+
+
+def test_values_of_the_user_stay(tree):
+    mine = dict.fromkeys(DEFAULTS, "7")
+    values, _ = sourced(tree, "-eu", **mine)
+    assert {name: values[name] for name in DEFAULTS} == mine
+
+
+@pytest.mark.parametrize("options", ["", "-eu"])
+def test_without_cann_the_shell_goes_on_with_a_message(tree, options):
+    values, run = sourced(tree, options)
+    assert run.returncode == 0
+    assert values["TASK_QUEUE_ENABLE"] == "2"
+    assert "env_npu.sh: no CANN set_env.sh under" in run.stderr
+
+
+def test_a_home_is_not_needed_to_source_it(tree):
+    values, run = sourced(tree, "-eu", before="unset HOME")
+    assert values["TASK_QUEUE_ENABLE"] == "2", run.stderr
+    assert "unbound" not in run.stderr
+
+
+def test_nothing_but_the_environment_is_left_behind(tree, tmp_path):
+    install_cann(tmp_path / "home" / "Ascend" / "cann", "cann")
+    command = (
+        'names() { compgen -A function; compgen -v | grep -v "^_$\\|BASH\\|PIPESTATUS\\|LINENO\\|RANDOM\\|SECONDS"; }; '
+        'before=; after=; before=$(names); source common/env_npu.sh "an argument"; after=$(names); '
+        'diff <(echo "$before") <(echo "$after") | grep "^[<>]"'
+    )
+    run = subprocess.run(["bash", "-c", command], cwd=tree, env=environment(tree), capture_output=True, text=True)
+    assert run.stderr == ""
+    new = {line[2:] for line in run.stdout.splitlines()}
+    assert new == {*DEFAULTS, "FAKE_CANN", "LD_LIBRARY_PATH", "ASCEND_HOME_PATH"}

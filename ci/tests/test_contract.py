@@ -1,0 +1,278 @@
+"""What every model folder must do, run over all of them with tiny shapes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ci.tests.folders import FOLDERS, ROOT, module
+from common.args import parse_args
+from common.errors import Diverged
+
+# The flags of each original README and of its scripts, with a value, and what they mean here.
+ORIGINAL_FLAGS = {
+    "ICNet": [
+        ("--cityscapes_root=/d", "data_path", "/d"),
+        ("--name=icnet", "arch", "icnet"),
+        ("--backbone=resnet101", "backbone", "resnet101"),
+        ("--base_size=1024", "base_size", 1024),
+        ("--crop_size=960", "crop_size", 960),
+        ("--epochs=200", "epochs", 200),
+        ("--train_batch_size=16", "device_batch_size", 16),
+        ("--valid_batch_size=16", "eval_batch_size", 16),
+        ("--init_lr=0.01", "lr", 0.01),
+        ("--momentum=0.9", "momentum", 0.9),
+        ("--weight_decay=0.0001", "weight_decay", 0.0001),
+        ("--is_distributed=1", "distributed", 1),
+        ("--data_path=/d", "data_path", "/d"),
+        ("--device_id=3", "device_list", [3]),
+        ("--more_path1=/w", "pretrained", "/w"),
+    ],
+}
+TINY = {
+    "device": "cpu",
+    "pretrained": "none",
+    "base_size": 64,
+    "crop_size": 64,
+    "device_batch_size": 2,
+    "eval_batch_size": 2,
+    "workers": 0,
+    "log_every_steps": 1,
+    "seed": 3,
+    "deterministic": 1,
+    "epochs": 2,
+}
+
+pytestmark = pytest.mark.parametrize("folder", FOLDERS)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, request):
+    """8 training and 3 validation pictures of 64x96 pixels: four steps of two images make an epoch."""
+    from common.sample import draw_cityscapes
+
+    return draw_cityscapes(tmp_path_factory.mktemp("contract") / "data", train_images=8, val_images=3, size=(64, 96))
+
+
+def command_line(data, output_dir, **flags) -> list[str]:
+    values = {**TINY, "data_path": data, "output_dir": output_dir, **flags}
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def train(folder: str, data, output_dir, **flags) -> dict:
+    """Run the folder's main in this process; returns its result."""
+    threads = torch.get_num_threads()
+    try:
+        return module(folder, "train").main(
+            parse_args(module(folder, "presets"), command_line(data, output_dir, **flags))
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+        assert torch.get_num_threads() == threads
+
+
+def start(folder: str, data, output_dir, **flags) -> subprocess.Popen:
+    """Start the folder's train.py as a user does."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / folder / "train.py", *command_line(data, output_dir, **flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def last_checkpoint(output_dir) -> dict:
+    return torch.load(Path(output_dir) / "checkpoints" / "last.pt", weights_only=True)
+
+
+def flat(value, name="") -> dict:
+    """Every leaf of nested dictionaries and lists, by its path."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{name}/{key}").items()}
+    if isinstance(value, list):
+        return {k: v for key, item in enumerate(value) for k, v in flat(item, f"{name}/{key}").items()}
+    return {name: value}
+
+
+def assert_same_state(ours: dict, theirs: dict) -> None:
+    """Bit for bit: weights, statistics, momentum, scaler, schedule, best score."""
+    kept = [key for key in ours if key != "config"]
+    ours, theirs = flat({key: ours[key] for key in kept}), flat({key: theirs[key] for key in kept})
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+        assert same, name
+
+
+def metric_rows(output_dir, kind: str) -> list[dict]:
+    rows = [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+# ---- the model
+
+
+def test_outputs_of_training_and_evaluation(folder):
+    model = module(folder, "model").build_model()
+    images = torch.randn(2, 3, 64, 96)
+    outputs = model.train()(images)
+    assert isinstance(outputs, tuple)
+    classes = outputs[0].shape[1]
+    assert all(output.shape[:2] == (2, classes) for output in outputs)
+    model.eval()
+    with torch.no_grad():
+        for height, width in ((64, 96), (65, 97), (50, 111)):
+            logits = model(torch.randn(1, 3, height, width))
+            assert logits.shape == (1, classes, height, width)
+            assert logits.dtype == torch.float32
+
+
+def test_a_checkpoint_says_how_to_build_its_model(folder):
+    build_model = module(folder, "model").build_model
+    model = build_model(num_classes=5)
+    assert model.options["num_classes"] == 5
+    rebuilt = build_model(**model.options)
+    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_own_names_pass_from_reference_unchanged(folder):
+    models = module(folder, "model")
+    state = models.build_model().state_dict()
+    assert list(models.from_reference(state)) == list(state)
+
+
+def test_loss_falls_on_one_repeated_batch(folder):
+    models = module(folder, "model")
+    torch.manual_seed(0)
+    model = models.build_model().train()
+    images, target = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64)
+    target[:, :, 32:] = 1
+    target[:, :4] = 255
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for _ in range(8):
+        loss = models.training_loss(model(images), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(parameter.grad is not None for parameter in model.parameters()), "every weight takes part in the loss"
+
+
+# ---- the run
+
+
+def test_an_interrupted_run_equals_an_uninterrupted_one(folder, data, tmp_path):
+    whole = train(folder, data, tmp_path / "whole")
+    first = train(folder, data, tmp_path / "parts", max_steps=3)
+    assert (whole["steps"], first["steps"]) == (8, 3)
+    rest = train(folder, data, tmp_path / "parts", resume="auto")
+    assert rest["steps"] == 8
+    assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    for kind, keys in (("train", ("step", "epoch", "loss", "lr")), ("eval", ("step", "best", "class_iou"))):
+        whole_rows = [[row[key] for key in keys] for row in metric_rows(tmp_path / "whole", kind)]
+        parts_rows = [[row[key] for key in keys] for row in metric_rows(tmp_path / "parts", kind)]
+        assert whole_rows == [row for row in parts_rows if kind == "train" or row[0] != 3]
+
+
+def test_a_killed_run_continues_bit_for_bit(folder, data, tmp_path):
+    """kill -9 at a random step, then --resume auto, against a run that was left alone."""
+    flags = {"save_every_steps": 1, "epochs": 3, "validate": 0}
+    whole = start(folder, data, tmp_path / "whole", **flags)
+    assert whole.wait() == 0, whole.stdout.read()
+    kill_at = random.randint(2, 10)
+    killed = start(folder, data, tmp_path / "killed", **flags)
+    for line in killed.stdout:
+        if f"step {kill_at}/12" in line:
+            time.sleep(random.random() * 0.2)  # also between the log line and the end of the checkpoint
+            killed.send_signal(signal.SIGKILL)
+            break
+    assert killed.wait() in (-signal.SIGKILL, 0)
+    resumed = start(folder, data, tmp_path / "killed", resume="auto", **flags)
+    assert resumed.wait() == 0, resumed.stdout.read()
+    assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "killed"))
+    assert [row["step"] for row in metric_rows(tmp_path / "killed", "train")] == list(range(1, 13))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    folder, data, tmp_path, monkeypatch
+):
+    entry = module(folder, "train")
+    real, calls = entry.training_loss, []
+
+    def broken(*arguments, **options):
+        calls.append(1)
+        return real(*arguments, **options) * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(entry, "training_loss", broken)
+    with pytest.raises(Diverged, match="loss is nan at step 6 of 8"):
+        train(folder, data, tmp_path / "run", log_every_steps=4)
+    kept = last_checkpoint(tmp_path / "run")
+    assert kept["steps_done"] == 4
+    assert all(torch.isfinite(value).all() for value in kept["model"].values())
+
+
+def test_two_processes_evaluate_like_one(folder, data, tmp_path):
+    train(folder, data, tmp_path / "run", max_steps=2)
+    weights = tmp_path / "run" / "checkpoints" / "best.pt"
+    rows = []
+    for processes in (1, 2):
+        output_dir = tmp_path / f"eval{processes}"
+        # one image at a time: a batch of another size is rounded differently, which moves a pixel now and then
+        flags = {"evaluate": 1, "checkpoint": weights, "eval_batch_size": 1, "devices": processes}
+        run = start(folder, data, output_dir, **flags)
+        assert run.wait() == 0, run.stdout.read()
+        rows.append(metric_rows(output_dir, "eval"))
+    assert rows[0] == rows[1]
+
+
+def test_a_run_leaves_what_it_promises(folder, data, tmp_path, capsys):
+    result = train(folder, data, tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")}
+    report = f"{result['case']}.log"
+    assert names == {"train.log", "metrics.jsonl", "config.json", "events", "checkpoints", "result.json", report}
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.partition(" : ")[0] for line in lines] == [
+        "Final Performance images/sec",
+        "Final Train Accuracy",
+        "E2E Training Duration sec",
+    ]
+    assert float(lines[0].split()[-1]) == pytest.approx(result["images_per_second"], abs=0.006)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["miou"] == result["miou"]
+
+
+def test_o2_trains_and_resumes_in_half_precision(folder, data, tmp_path):
+    flags = {"amp": 1, "opt_level": "O2", "amp_dtype": "bf16", "validate": 0, "epochs": 1}
+    train(folder, data, tmp_path / "whole", **flags)
+    train(folder, data, tmp_path / "parts", max_steps=2, **flags)
+    train(folder, data, tmp_path / "parts", resume="auto", **flags)
+    assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    assert all(value.dtype != torch.bfloat16 for value in last_checkpoint(tmp_path / "whole")["model"].values())
+
+
+# ---- the command line
+
+
+def test_every_flag_of_the_original_readme_means_what_it_meant(folder):
+    presets = module(folder, "presets")
+    for flag, name, value in ORIGINAL_FLAGS[folder]:
+        for spelling in (flag, flag.replace("_", "-", flag.partition("=")[0].count("_"))):
+            assert getattr(parse_args(presets, [spelling]), name) == value, spelling
+
+
+def test_unknown_flags_are_refused_in_one_line(folder):
+    done = subprocess.run(
+        [sys.executable, ROOT / folder / "train.py", "--no_such_flag=1"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "--no_such_flag" in done.stderr

@@ -1,0 +1,421 @@
+"""README.md and README.zh.md of the root and of each model: prose twice, facts once, and the facts are the code's."""
+
+import contextlib
+import io
+import itertools
+import re
+import runpy
+import shlex
+import sys
+import unicodedata
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import pytest
+
+import common.predict
+from ci.tests.folders import FOLDERS, ROOT, module
+from common.args import parse_args
+
+LANGUAGES = ("README.md", "README.zh.md")
+PLACES = [ROOT, *(ROOT / folder for folder in FOLDERS)]
+DOCUMENTS = [place / name for place in PLACES for name in LANGUAGES]
+NOT_OURS = {"output", "data", "pretrained"}  # folders that git ignores; so it does those that begin with a dot
+SHELLS = {"bash", "sh", "shell"}
+HTML = {"a", "br", "details", "em", "img", "p", "picture", "source", "sub", "summary", "sup"}  # what a README may use
+SYSTEM_FOLDERS = {"path", "usr", "etc", "dev"}  # /path/to/... stands for a place of the reader's own
+
+FENCE = re.compile(r" *(?P<ticks>`{3,}|~{3,})(?P<language>[^`]*)")
+HEADING = re.compile(r"(#{1,6}) +(.+?)(?: +#+)? *")
+CODE_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+LINK = re.compile(r"\[[^\[\]]*\]\(([^()\s]+)\)|\b(?:src|href)=\"([^\"]+)\"")
+FLAG = re.compile(r"--([a-z][\w-]*[a-z0-9])(?![\w-])", re.ASCII)
+NUMBER = re.compile(r"-?[A-Za-z_]*\d+(?:[.,]\d+)*", re.ASCII)  # 26,249,376, 68.9, -1; also fp16, O1, resnet50
+# anywhere with two slashes, and with one where a word begins
+ABSOLUTE_PATH = re.compile(r"(?<![\w.~/<>*{}\])-])/([a-z]\w*)(?=/)|(?<![^\s`\"'=(])/([a-z]\w*)", re.ASCII)
+
+each_place = pytest.mark.parametrize("place", PLACES, ids=lambda path: path.name if path != ROOT else "root")
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+# ---- reading Markdown
+
+
+class Fence(NamedTuple):
+    language: str
+    content: str
+
+
+class Document:
+    """What a Markdown file consists of.
+
+    headings: [(level, text)]; fences: the blocks of code; tables: the rows of cells of each, the header first;
+    sections: the text before the first heading and below each one, without fences and tables.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.headings: list[tuple[int, str]] = []
+        self.fences: list[Fence] = []
+        self.tables: list[list[list[str]]] = []
+        self.sections = [""]
+        lines = iter(path.read_text(encoding="utf-8").splitlines())
+        in_table = False
+        for line in lines:
+            row = cells(line)
+            if fence := FENCE.fullmatch(line):
+                inside = "\n".join(iter(lambda ticks=fence["ticks"]: _next_inside(lines, ticks), None))
+                self.fences.append(Fence(fence["language"].strip(), inside))
+            elif heading := HEADING.fullmatch(line):
+                self.headings.append((len(heading[1]), heading[2]))
+                self.sections.append("")
+            elif row and in_table:
+                self.tables[-1].append(row)
+            elif row:
+                self.tables.append([row])
+            else:
+                self.sections[-1] += line + "\n"
+            in_table = bool(row)
+
+    def texts(self) -> list[str]:
+        """All text that is not a block of code."""
+        return [*self.sections, *(text for _, text in self.headings), *itertools.chain(*itertools.chain(*self.tables))]
+
+    def code_spans(self) -> list[str]:
+        return [" ".join(span.split()) for text in self.texts() for span in CODE_SPAN.findall(text)]
+
+    def links(self) -> list[str]:
+        return [a or b for text in self.texts() for a, b in LINK.findall(CODE_SPAN.sub("", text))]
+
+    def anchors(self) -> list[str]:
+        """What GitHub calls the headings, in their order."""
+        slugs: list[str] = []
+        anchors = []
+        for _, text in self.headings:
+            text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+            slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+            anchors.append(f"{slug}-{slugs.count(slug)}" if slug in slugs else slug)
+            slugs.append(slug)
+        return anchors
+
+    def commands(self) -> Iterator[tuple[str, Path, list[str]]]:
+        """(the line, the folder it runs in, its words) of each command in the shell blocks.
+
+        A block that begins with `cd` is typed in the root of the repository, any other in the document's folder.
+        """
+        for fence in self.fences:
+            if fence.language not in SHELLS:
+                continue
+            folder = ROOT if fence.content.startswith("cd ") else self.path.parent
+            for line in fence.content.replace("\\\n", " ").splitlines():
+                lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+                lexer.whitespace_split = True
+                for is_operator, group in itertools.groupby(lexer, lambda word: set(word) <= set("();<>|&")):
+                    words = list(group)
+                    if is_operator:
+                        assert words in (["&&"], [";"]), f"{line}: teach this test the operator {words[0]}"
+                    elif words[0] == "cd":
+                        folder = folder / words[1]
+                        assert folder.is_dir(), f"{self.path}: {line}: there is no folder {folder}"
+                    else:
+                        yield line, folder, words
+
+
+def _next_inside(lines: Iterator[str], ticks: str) -> str | None:
+    """The next line of a block of code, None at its end."""
+    line = next(lines, ticks)
+    return None if line.strip() == ticks else line
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a table's line, none for another line."""
+    line = line.strip()
+    if not (line.startswith("|") and line.endswith("|") and len(line) > 1):
+        return []
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line[1:-1])]
+
+
+def both(place: Path) -> list[Document]:
+    return [Document(place / name) for name in LANGUAGES]
+
+
+def code_in(text: str) -> set[str]:
+    return set(CODE_SPAN.findall(text))
+
+
+# ---- one text in two languages
+
+
+@each_place
+def test_blocks_of_code_are_the_same(place):
+    english, chinese = both(place)
+    assert english.fences
+    assert chinese.fences == english.fences
+
+
+@each_place
+def test_headings_are_of_the_same_levels(place):
+    english, chinese = ([level for level, _ in document.headings] for document in both(place))
+    assert english == chinese
+    assert english[0] == 1 and len(english) > 4
+
+
+@each_place
+def test_tables_have_the_same_numbers_and_names(place):
+    english, chinese = both(place)
+    assert len(english.tables) == len(chinese.tables) > 0
+    for table, table_zh in zip(english.tables, chinese.tables, strict=True):
+        assert len(table) == len(table_zh), f"{table[0]} and {table_zh[0]}"
+        for row, row_zh in zip(table, table_zh, strict=True):
+            assert len(row) == len(row_zh) == len(table[0]), f"{row} and {row_zh}"
+            assert list(map(NUMBER.findall, row)) == list(map(NUMBER.findall, row_zh))
+            assert code_in(" ".join(row)) <= code_in(" ".join(row_zh)), f"{row} and {row_zh}"
+
+
+@each_place
+def test_sections_have_the_same_numbers_and_names(place):
+    """Of numbers those that nobody writes in words: with two digits or more."""
+    english, chinese = both(place)
+    for text, text_zh in zip(english.sections, chinese.sections, strict=True):
+        assert long_numbers(text) == long_numbers(text_zh), f"{text}\n{text_zh}"
+        assert code_in(text) == code_in(text_zh), f"{text}\n{text_zh}"
+
+
+def long_numbers(text: str) -> list[str]:
+    """Those with two digits or more, sorted, without the ones in code and in addresses of links."""
+    text = re.sub(r"\]\([^)]*\)", "]", CODE_SPAN.sub("", text))
+    return sorted(number for number in NUMBER.findall(text) if sum(map(str.isdigit, number)) > 1)
+
+
+@each_place
+def test_links_lead_to_the_same_places(place):
+    """To the other language at the top, and from then on to documents of the same language."""
+    english, chinese = both(place)
+    assert english.links()[0] == "README.zh.md" and chinese.links()[0] == "README.md"
+    assert sorted(map(heading_number, english.links(), itertools.repeat(english))) == sorted(
+        map(heading_number, chinese.links(), itertools.repeat(chinese))
+    )
+    for document, other in ((english, "README.zh.md"), (chinese, "README.md")):
+        assert not [link for link in document.links()[1:] if Path(link.partition("#")[0]).name == other]
+
+
+def heading_number(link: str, document: Document) -> str:
+    """A link with the language of its document left out, and with the number of a heading for its name."""
+    file, _, anchor = link.partition("#")
+    target = Document(document.path.parent / file) if file.endswith(".md") else document
+    number = target.anchors().index(anchor) if anchor in target.anchors() else anchor
+    return f"{file.replace('.zh.md', '.md')}#{number}"
+
+
+@each_place
+def test_each_text_is_in_its_language(place):
+    english, chinese = ("".join(document.sections) for document in both(place))
+    assert sum(map(is_chinese, chinese)) > 100
+    assert sum(map(is_chinese, english)) <= len("中文")
+
+
+def is_chinese(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith("CJK UNIFIED")
+
+
+# ---- links and files
+
+
+@each_document
+def test_links_lead_somewhere(path):
+    for link in Document(path).links():
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), f"{path}: the link {link} leads to no file"
+        assert target.resolve().is_relative_to(ROOT), f"{path}: the link {link} leads out of the repository"
+        assert not anchor or anchor in Document(target).anchors(), f"{path}: the link {link} leads to no heading"
+
+
+@each_document
+def test_files_that_the_text_names_exist(path):
+    """Names of scripts and documents, and whatever begins with a folder of the repository."""
+    tops = {"common", "ci", "test", *FOLDERS}
+    for span in Document(path).code_spans():
+        name = Path(span)
+        is_ours = name.suffix in (".py", ".sh", ".md", ".toml") or ("/" in span and name.parts[0] in tops)
+        if is_ours and re.fullmatch(r"[\w./*-]+", span) and not NOT_OURS & set(name.parts):
+            folders = [path.parent, ROOT, ROOT / "common", *(ROOT / folder for folder in FOLDERS)]
+            assert any(list(folder.glob(span.rstrip("/"))) for folder in folders), f"{path}: there is no {span}"
+
+
+def markdown_files() -> list[Path]:
+    ignored = {path for path in ROOT.iterdir() if path.name in NOT_OURS or path.name.startswith(".")}
+    ignored |= {ROOT / folder / name for folder in FOLDERS for name in NOT_OURS}
+    return sorted(path for path in ROOT.rglob("*.md") if not ignored & set(path.parents))
+
+
+each_markdown_file = pytest.mark.parametrize("path", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@each_markdown_file
+def test_no_path_of_one_machine(path):
+    found = {a or b for a, b in ABSOLUTE_PATH.findall(path.read_text(encoding="utf-8"))} - SYSTEM_FOLDERS
+    assert not found, f"{path} names {', '.join(f'/{name}' for name in sorted(found))}; write /path/to/..."
+
+
+@each_markdown_file
+def test_angle_brackets_are_in_code(path):
+    """Elsewhere GitHub takes <preset> for a tag that it does not know, and leaves it out."""
+    for text in Document(path).texts():
+        tags = set(re.findall(r"</?(?!https://)([A-Za-z][\w-]*)", CODE_SPAN.sub("", text)))
+        assert tags <= HTML, f"{path}: <{(tags - HTML).pop()}> is not in backticks: {text}"
+
+
+# ---- flags
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_table_of_flags_is_that_of_the_presets(folder, name):
+    presets = module(folder, "presets")
+    default = next(iter(presets.PRESETS.values()))
+    (table,) = (table for table in Document(ROOT / folder / name).tables if table[-1][0].startswith("`--"))
+    rows = table[2:]
+    assert sorted(row[0] for row in rows) == sorted(f"`--{flag}`" for flag in default)
+    for quoted, spellings, shown, meaning in rows:
+        flag = quoted.strip("`-")
+        known = [f"`--{spelling}`" for spelling, meant in presets.ALIASES.items() if meant == flag]
+        assert spellings == ", ".join(known), flag
+        value = default[flag]
+        if value is None or value == "":
+            assert shown == "", f"{flag} has no default"
+        elif isinstance(value, bool):
+            assert shown == ("on" if value else "off"), f"{flag} is {value}"
+        else:
+            assert re.fullmatch("`[^`]+`", shown), f"{flag}: {shown} is not in backticks"
+            read = parse(presets, [f"--{flag}={shown.strip('`')}"], f"the default of {flag}")
+            assert getattr(read, flag) == value, f"{flag} is {value}, not {shown}"
+        assert meaning, f"{flag} has no meaning"
+
+
+@each_document
+def test_flags_in_the_text_exist(path):
+    """In `--flag` and `--flag=a|b` of the text, and in the comments of shell blocks."""
+    folders = FOLDERS if path.parent == ROOT else [path.parent.name]
+    train = {name for folder in folders for name in train_flags(folder)}
+    known = train | {name for folder in folders for name in vars(parse_predict(folder, PREDICT))}
+    document = Document(path)
+    blocks = [fence.content for fence in document.fences if fence.language in SHELLS]
+    comments = [line.partition("#")[2] for block in blocks for line in block.splitlines()]
+    spans = [span for span in document.code_spans() if span.startswith("--")]
+    for text in comments + spans:
+        unknown = {flag.replace("-", "_") for flag in FLAG.findall(text)} - known
+        assert not unknown, f"{path}: there is no flag {', '.join(unknown)} ({text})"
+    for span in spans:
+        words = span.replace(" N", " 1").split()
+        if not all(map(FLAG.fullmatch, words)) and FLAG.match(span)[1] in train:
+            for argv in itertools.product(*map(alternatives, words)):
+                assert any(accepts(folder, argv) for folder in folders), f"{path}: {span} is refused"
+
+
+def train_flags(folder: str) -> set[str]:
+    """Every name that the folder's train.py takes."""
+    presets = module(folder, "presets")
+    default = next(iter(presets.PRESETS.values()))
+    switches = {f"no_{name}" for name, value in default.items() if isinstance(value, bool) or name == "amp"}
+    return {"help", "preset", *default, *presets.ALIASES, *switches}
+
+
+def alternatives(word: str) -> list[str]:
+    """'a|b' -> a, b; '--flag=a|b' -> --flag=a, --flag=b."""
+    flag, equals, values = word.rpartition("=")
+    return [flag + equals + value for value in values.split("|")]
+
+
+def accepts(folder: str, argv: tuple[str, ...]) -> bool:
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        parse_args(module(folder, "presets"), list(argv))
+        return True
+    return False
+
+
+# ---- commands
+
+PREDICT = ["--checkpoint=best.pt", "--input=pictures", "--output=results"]
+
+
+@each_document
+def test_commands_would_be_accepted(path):
+    found = 0
+    for line, folder, words in Document(path).commands():
+        for before, word, *argv in (["", *words][index:] for index in range(len(words))):
+            if script := script_of(folder, before, word):
+                assert script.is_file(), f"{path}: {line}: there is no {script}"
+                check_arguments(script.resolve(), argv, line)
+                found += 1
+                break
+    assert found
+
+
+def script_of(folder: Path, before: str, word: str) -> Path | None:
+    """The file of the repository that a word of a command names; None for any other word."""
+    if before == "-m" and (ROOT / word.partition(".")[0]).is_dir():
+        return ROOT / f"{word.replace('.', '/')}.py"
+    if word.startswith(("-", "/", "https:")) or not word.endswith((".py", ".sh", ".txt")):
+        return None
+    return folder / word
+
+
+def check_arguments(script: Path, argv: list[str], line: str) -> None:
+    """Let the parser that would read the arguments of the script read them."""
+    name, owner = script.name, script.parent
+    if owner == ROOT / "ci" and name in ("quickstart.sh", "quickstart.py", "smoke.py"):
+        folder = argv.pop(0) if argv and not argv[0].startswith("-") else "ICNet"
+        argv = ["--preset", "quickstart", *argv]
+    elif owner.name == "test" and name.startswith("train_"):
+        folder = owner.parent.name
+        argv = ["--preset", script.stem.removeprefix("train_"), *argv]
+    elif name in ("train.py", "predict.py"):
+        folder = owner.name
+    else:
+        return
+    assert folder in FOLDERS, f"{line}: there is no model {folder}"
+    presets = module(folder, "presets")
+    for run in re.findall(r"(?:^|[ =/])output/(\w+)/", " ".join(argv)):
+        assert run in presets.PRESETS, f"{line}: no preset writes to output/{run}"
+    if name == "predict.py":
+        parse(folder, argv, line, parse_predict)
+    else:
+        parse(presets, argv, line)
+
+
+def parse(owner, argv: list[str], line: str, parser: Callable = parse_args) -> Namespace | None:
+    """What the parser makes of the arguments; the test fails, with the parser's reason, when it refuses them."""
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return parser(owner, argv)
+        except SystemExit as end:
+            if end.code == 0:  # --help
+                return None
+    pytest.fail(f"{line}\n{said.getvalue()}")
+
+
+class Parsed(Exception):
+    """Ends a script once its arguments have been read."""
+
+
+def parse_predict(folder: str, argv: list[str]) -> Namespace:
+    """The arguments as the folder's predict.py reads them; it goes no further."""
+    real, script = common.predict.parse_predict_args, str(ROOT / folder / "predict.py")
+
+    def stop(*arguments, **options):
+        raise Parsed(real(*arguments, **options))
+
+    with (
+        patch.object(common.predict, "parse_predict_args", stop),
+        patch.object(sys, "argv", [script, *argv]),
+        patch.object(sys, "path", sys.path.copy()),
+        pytest.raises(Parsed) as parsed,
+    ):
+        runpy.run_path(script, run_name="__main__")
+    return parsed.value.args[0]

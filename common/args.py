@@ -1,0 +1,219 @@
+"""The one vocabulary of flags: every folder accepts those that its presets name.
+
+A preset is a flat dictionary of values in a folder's `presets.py`; this table gives each name its type, its topic and
+one line of help. A flag on the command line wins over the preset. `-` and `_` are the same in a flag's name,
+abbreviations are refused, and a switch has a `--no-` form. `presets.ALIASES` lists the spellings of the original
+README of a model beside ours.
+
+Nothing here imports torch: `--help` answers at once, and a wrong flag is refused before anything is loaded.
+"""
+
+import argparse
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+
+def _switch(text: str) -> bool:
+    """'1', 'true', 'yes', 'on' and their opposites, as the original configuration files write them."""
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false; use 1 or 0")
+    return known[text.lower()]
+
+
+def _at_least(kind: Callable, low: float, words: str, below: float = float("inf")) -> Callable:
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value < below:
+            raise argparse.ArgumentTypeError(f"'{text}' is not {words}")
+        return value
+
+    return parse
+
+
+_positive = _at_least(int, 1, "a whole number of at least 1")
+_count = _at_least(int, 0, "a whole number of at least 0")
+_amount = _at_least(float, 0, "a number of at least 0")
+_seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  # what NumPy takes
+_port = _at_least(int, 1, "a port from 1 to 65535", below=2**16)
+
+
+def _device_list(text: str) -> list[int]:
+    try:
+        devices = [_count(part) for part in text.replace(" ", "").split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of device numbers such as 0,1,2") from None
+    return devices
+
+
+def _workers(text: str) -> int | str:
+    return text if text == "auto" else _count(text)
+
+
+def _loss_scale(text: str) -> str:
+    if text not in ("dynamic", "-1"):
+        _at_least(float, 1e-6, "'dynamic', -1 (dynamic) or a number above 0")(text)
+    return text
+
+
+# topic -> name -> (type or choices, help). `bool` makes a switch with a --no- form.
+FLAGS: dict[str, dict[str, tuple]] = {
+    "data": {
+        "data_path": (str, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
+        "base_size": (_positive, "short side to which training images are scaled, times a random factor, in pixels"),
+        "crop_size": (_positive, "height and width of the training crop, in pixels"),
+        "min_scale": (_amount, "smallest random factor of the training scale"),
+        "max_scale": (_amount, "largest random factor of the training scale"),
+        "check_data": (bool, "open every label file before training and refuse values outside the label table"),
+        "workers": (_workers, "processes that read data, for each device; 'auto' shares the cores out"),
+    },
+    "model": {
+        "arch": (str, "the network of this folder"),
+        "backbone": (str, "the encoder"),
+        "pretrained": (str, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
+        "load_from": (str, "start from the weights of a checkpoint, ours or the reference's"),
+        "label_resize": (("nearest", "bilinear"), "how labels are brought to the size of the logits in the loss"),
+    },
+    "schedule": {
+        "epochs": (_positive, "length of the training, in epochs"),
+        "max_steps": (_count, "stop after so many optimizer steps of the schedule (0: at its end)"),
+        "device_batch_size": (_positive, "training images of one device in one step"),
+        "eval_batch_size": (_positive, "validation images of one device at a time"),
+        "schedule": (("cosine_epoch", "poly"), "how the learning rate falls"),
+        "warmup_epochs": (_count, "epochs in which the learning rate rises (schedule cosine_epoch)"),
+    },
+    "optimizer": {
+        "lr": (_amount, "initial learning rate"),
+        "head_lr_factor": (_amount, "learning rate of the layers that are not pretrained, relative to --lr"),
+        "momentum": (_amount, "momentum of SGD"),
+        "weight_decay": (_amount, "L2 penalty on all weights"),
+    },
+    "precision": {
+        "amp": (bool, "mixed precision; default: on for NPU and CUDA, off on the CPU"),
+        "opt_level": (("O0", "O1", "O2"), "with --amp: float32, autocast, or half weights with float32 masters"),
+        "amp_dtype": (("fp16", "bf16"), "the half precision"),
+        "loss_scale": (_loss_scale, "'dynamic' (or -1), or a fixed number; for fp16"),
+    },
+    "devices": {
+        "device": (("auto", "npu", "cuda", "gpu", "cpu"), "where to run; auto takes an NPU, then CUDA, then the CPU"),
+        "devices": (_positive, "how many devices (processes) on this machine"),
+        "device_list": (_device_list, "which devices, as numbers: 0,1,2,3"),
+        "distributed": (int, "1: all devices of the machine, 0: one device"),
+        "nnodes": (_positive, "number of machines"),
+        "node_rank": (_count, "number of this machine, from 0"),
+        "master_addr": (str, "address of machine 0"),
+        "master_port": (_port, "free port of machine 0"),
+        "seed": (_seed, "seed of the shuffling, the augmentation and the initial weights"),
+        "deterministic": (bool, "repeatable operators only (slower)"),
+    },
+    "evaluation": {
+        "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
+        "checkpoint": (str, "the weights to score with --evaluate, ours or the reference's"),
+        "validate": (bool, "evaluate during training"),
+        "eval_every_epochs": (_positive, "epochs between two evaluations and checkpoints"),
+        "eval_each_epoch_from": (_amount, "from this share of the training on, evaluate after every epoch"),
+    },
+    "run": {
+        "output_dir": (str, "folder of the run (default: output/<preset> of the model's folder)"),
+        "resume": (str, "continue from a checkpoints/last.pt; 'auto' takes the one of --output_dir if there is one"),
+        "save_every_steps": (_count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
+        "log_every_steps": (_positive, "steps between two log lines"),
+    },
+}
+# A path in a preset starts in the model's folder; one on the command line where the user is.
+PATHS = {"data_path", "pretrained", "load_from", "checkpoint", "output_dir"}
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=120)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line, without the usage of sixty flags."""
+        print(f"{self.prog}: error: {message}; see --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_args(presets: ModuleType, argv: list[str] | None = None, description: str = "") -> Namespace:
+    """The values of the chosen preset with the command line's flags over them.
+
+    presets: a folder's module with PRESETS {name: {flag: value}}, the first of which is the default, and ALIASES
+    {original spelling: flag}. Ends with exit code 2 and one line for a flag or a value that is not accepted.
+    The result has also `preset` and `given`: the names of the flags that stood on the command line.
+    """
+    argv = _with_underscores(sys.argv[1:] if argv is None else argv)
+    default = next(iter(presets.PRESETS))
+    first = _Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=list(presets.PRESETS), default=default)
+    values = presets.PRESETS[first.parse_known_args(argv)[0].preset]
+
+    parser = _Parser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+    parser.add_argument(
+        "--preset",
+        choices=list(presets.PRESETS),
+        default=default,
+        help=f"the recipe whose values are the defaults below; default: {default}",
+    )
+    aliases: dict[str, list[str]] = {}
+    for spelling, name in presets.ALIASES.items():
+        aliases.setdefault(name, []).append(f"--{spelling}")
+    for topic, flags in FLAGS.items():
+        group = parser.add_argument_group(topic)
+        for name, (kind, text) in flags.items():
+            if name in values:
+                _add_flag(group, name, kind, text, aliases.get(name, []), values[name], presets)
+    args = parser.parse_args(argv)
+    args.given = sorted(name for name in values if getattr(args, name) is not _DEFAULT)
+    folder = Path(presets.__file__).resolve().parent
+    for name, value in {**values, "output_dir": values["output_dir"] or f"output/{args.preset}"}.items():
+        if getattr(args, name) is _DEFAULT:
+            is_path = name in PATHS and value not in ("", "none", "sample")
+            setattr(args, name, str(folder / value) if is_path else value)
+    return args
+
+
+_DEFAULT = object()  # told from every value that a command line can give
+
+
+def _add_flag(group, name: str, kind, text: str, aliases: list[str], default, presets: ModuleType) -> None:
+    choices = getattr(presets, "CHOICES", {}).get(name)
+    if default is not None and default != "":
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        text = f"{text}; default: {shown}".replace("%", "%%")
+    names = [f"--{name}", *aliases]
+    if kind is bool:
+        text += f"; off: --no_{name}"
+        group.add_argument(
+            *names, nargs="?", const=True, type=_switch, dest=name, default=_DEFAULT, help=text, metavar="0|1"
+        )
+        group.add_argument(f"--no_{name}", dest=name, action="store_const", const=False, help=argparse.SUPPRESS)
+    elif name == "distributed":
+        group.add_argument(*names, nargs="?", const=1, type=int, choices=(0, 1), dest=name, default=_DEFAULT, help=text)
+    elif choices or isinstance(kind, tuple):
+        group.add_argument(*names, choices=choices or kind, dest=name, default=_DEFAULT, help=text)
+    else:
+        group.add_argument(*names, type=kind, dest=name, default=_DEFAULT, help=text, metavar=_metavar(kind))
+
+
+def _metavar(kind) -> str:
+    known = {str: "TEXT", _device_list: "LIST", _amount: "NUMBER", _workers: "N|auto", _loss_scale: "SCALE"}
+    return known.get(kind, "N")
+
+
+def _with_underscores(argv: list[str]) -> list[str]:
+    """`--crop-size=5` and `--crop_size=5` are the same flag; values keep their dashes."""
+    result = []
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            flag, equals, value = word.partition("=")
+            word = "--" + flag[2:].replace("-", "_") + equals + value
+        result.append(word)
+    return result

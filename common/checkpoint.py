@@ -1,0 +1,213 @@
+"""Files of weights and of training state: written atomically, read with weights_only=True."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from common.amp import Amp
+from common.device import World
+from common.errors import InputError
+
+FORMAT = "segmentation-zoo-1"
+
+
+def save(
+    output_dir: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    amp: Amp,
+    best: float | None,
+    is_best: bool,
+    images_per_step: int,
+    world: World,
+) -> None:
+    """Write checkpoints/last.pt (everything a run needs to continue) and, when `is_best`, best.pt (weights).
+
+    step: the 0-based step that was done last. The main process writes; the others return at once.
+    Weights are float32 at every opt level. `model.options` and its class name let a file be recognised.
+    """
+    if not world.is_main:
+        return
+    state = {
+        "format": FORMAT,
+        "model_class": type(model).__name__,
+        "options": model.options,
+        "model": amp.model_state(),
+        "steps_done": step + 1,
+        "best": best,
+        "images_per_step": images_per_step,
+    }
+    folder = Path(output_dir) / "checkpoints"
+    if is_best:
+        write_atomically(folder / "best.pt", lambda file: torch.save(state, file))
+    state |= {"optimizer": optimizer.state_dict(), "amp": amp.state_dict()}
+    write_atomically(folder / "last.pt", lambda file: torch.save(state, file))
+
+
+def write_atomically(path: Path, write: Callable) -> None:
+    """Call `write(file)` on a temporary file beside `path` and put it in place once it is on the disk.
+
+    A process that is killed, or a disk that is full, leaves the old file as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; other users read results too
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read(path: str | Path) -> dict:
+    """The content of a checkpoint file, on the CPU. Raises InputError for one that is missing, damaged or none."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}; give a file that training wrote (checkpoints/last.pt or best.pt)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path} is no checkpoint that can be read, or is cut off ({path.stat().st_size} bytes; {reason[:120]}); "
+            "give another file"
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path} holds a {type(content).__name__} and no weights; give a checkpoint file")
+    return content
+
+
+def find_resume(resume: str, output_dir: str | Path) -> Path | None:
+    """The file that --resume means: 'auto' is the last checkpoint of the run in `output_dir`, if there is one."""
+    if resume == "auto":
+        last = Path(output_dir) / "checkpoints" / "last.pt"
+        return last if last.exists() else None
+    return Path(resume) if resume else None
+
+
+def read_resumable(path: str | Path, model: nn.Module, images_per_step: int) -> dict:
+    """A checkpoint that training `model` can continue from.
+
+    Raises InputError for weights alone, for another model's, and for one whose steps were of another size: which images
+    have been seen, and where the schedule stands, is counted in steps.
+    """
+    content = read(path)
+    if content.get("format") != FORMAT or "optimizer" not in content:
+        raise InputError(
+            f"{path} holds weights and no training state; continue from a checkpoints/last.pt, or start a new run "
+            "from these weights with --load_from"
+        )
+    made, wanted = (
+        f"{content['model_class']} {content['options']} in steps of {content['images_per_step']} images",
+        f"{type(model).__name__} {model.options} in steps of {images_per_step} images",
+    )
+    if made != wanted:
+        raise InputError(
+            f"{path} is of a run of {made}, this is one of {wanted}; continue with the same model, "
+            "--device_batch_size and number of devices, or start from its weights with --load_from"
+        )
+    return content
+
+
+def resume(content: dict, optimizer: Optimizer, amp: Amp) -> tuple[int, float | None]:
+    """Put back what `read_resumable` read; returns (first step to do, best score so far).
+
+    The optimizer keeps the rates and the implementation (fused or not) that it was made with: what the command line
+    says holds, and a run can move to a device of another kind.
+    """
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        amp.load_model_state(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the checkpoint was made by a run of other options ({content['options']}): "
+            f"{' '.join(str(error).split())[:200]}; resume with the options of that run"
+        ) from error
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        parameters = group["params"]
+        group.clear()
+        group.update(values, params=parameters)
+    amp.load_state_dict(content["amp"])
+    return content["steps_done"], content["best"]
+
+
+def load_weights(
+    path: str | Path,
+    model: nn.Module,
+    from_reference: Callable[[dict], dict[str, Tensor]] | None = None,
+    skip: tuple[str, ...] = (),
+) -> None:
+    """Load the weights of one of our checkpoints, or of the reference's through the folder's `from_reference`.
+
+    Parameters whose name starts with an entry of `skip` are left as they are (a new classifier, for example).
+    Raises InputError that counts and names missing and unexpected keys, and shapes that do not fit.
+    """
+    content = read(path)
+    if content.get("format") == FORMAT:
+        state = content["model"]
+    else:
+        state = from_reference(content) if from_reference else content
+    own = model.state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith(skip or ("\0",))}
+    wanted = {name for name in own if not name.startswith(skip or ("\0",))}
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # old files lack them
+    problems = {
+        "missing": sorted(wanted - counters - set(state)),
+        "unexpected": sorted(set(state) - wanted),
+        "of another shape": sorted(
+            name
+            for name in wanted & set(state)
+            if not isinstance(state[name], Tensor) or state[name].shape != own[name].shape
+        ),
+    }
+    if any(problems.values()):
+        found = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            for kind, names in problems.items()
+            if names
+        )
+        made = f"a {content['model_class']} {content['options']}" if content.get("format") == FORMAT else "other keys"
+        raise InputError(
+            f"{path} ({made}) does not fit {type(model).__name__} {getattr(model, 'options', {})}: {found}; "
+            "give a checkpoint of this model, with the same options"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def load_model(path: str | Path, build_model: Callable, from_reference: Callable, otherwise: dict) -> nn.Module:
+    """The network of a checkpoint, with its weights, on the CPU.
+
+    Our files say which arguments `build_model` takes; `otherwise` holds them for files of the reference. Raises
+    InputError for a file that is not of this folder's network.
+    """
+    content = read(path)
+    ours = content.get("format") == FORMAT
+    options = content["options"] if ours else otherwise
+    try:
+        model = build_model(**options)
+    except (TypeError, ValueError) as error:
+        made = f"{content['model_class']} {options}" if ours else f"a network with {options}"
+        raise InputError(
+            f"{path} is a checkpoint of {made}, which this folder does not build; use the folder of that network"
+        ) from error
+    load_weights(path, model, from_reference)
+    return model

@@ -1,0 +1,170 @@
+"""Which sample comes when, and batches on the device.
+
+A data set here is a `torch.utils.data.Dataset` whose training items are asked for by the key (epoch, index) and draw
+all their randomness from (seed, epoch, index): the batches of a run do not depend on the number of workers, and a run
+can start at any step without replaying the steps before it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence, Sized
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.device import World, cpu_cores, seed_step
+from common.errors import InputError
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one training sample."""
+    return np.random.default_rng((seed, epoch, index))
+
+
+def worker_count(workers: int | str, world: World) -> int:
+    """Processes that read data for this device; 'auto' shares out the cores of the machine, at most 16 each.
+
+    A run on the CPU keeps half of its cores for the computation.
+    """
+    if workers != "auto":
+        return workers
+    cores = cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(16, cores // 2 if world.device.type == "cpu" else cores - 1))
+
+
+def steps_in_epoch(dataset: Sized, images_per_step: int) -> int:
+    """Steps that fit into one epoch; the remaining images (fewer than a step's) come in another epoch's order.
+
+    Raises InputError when there is not even one.
+    """
+    steps = len(dataset) // images_per_step
+    if steps == 0:
+        raise InputError(
+            f"{len(dataset)} training images are fewer than the {images_per_step} of one step over all devices; "
+            "lower --device_batch_size or --devices, or add images"
+        )
+    return steps
+
+
+class StepSampler:
+    """Keys [(epoch, index), ...] of this process's part of each step, from `first_step` to `total_steps`.
+
+    Every epoch is shuffled by (seed, epoch) and dealt out in steps of device_batch_size * world.size images, of which
+    rank r takes the r-th block: the blocks of all ranks one after the other are the batch of a single process.
+    """
+
+    def __init__(
+        self,
+        dataset_length: int,
+        device_batch_size: int,
+        world: World,
+        seed: int,
+        first_step: int,
+        total_steps: int,
+    ):
+        self.dataset_length, self.device_batch_size, self.seed = dataset_length, device_batch_size, seed
+        self.rank, self.images_per_step = world.rank, device_batch_size * world.size
+        self.first_step, self.total_steps = first_step, total_steps
+
+    def __len__(self) -> int:
+        return self.total_steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps_per_epoch = self.dataset_length // self.images_per_step
+        order, order_epoch = None, -1
+        for step in range(self.first_step, self.total_steps):
+            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+            if epoch != order_epoch:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.dataset_length)
+                order_epoch = epoch
+            start = step_in_epoch * self.images_per_step + self.rank * self.device_batch_size
+            yield [(epoch, int(index)) for index in order[start : start + self.device_batch_size]]
+
+
+def batches(
+    dataset: Dataset,
+    device_batch_size: int,
+    world: World,
+    seed: int,
+    workers: int,
+    first_step: int,
+    total_steps: int,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(step, images [B, 3, H, W] float32, target [B, H, W] int64) on the device, for every step that is left.
+
+    Before each step everything random on the device is seeded by (seed, rank, step). One set of workers serves the
+    whole run. Raises InputError, naming the file, for a sample that cannot be read.
+    """
+    sampler = StepSampler(len(dataset), device_batch_size, world, seed, first_step, total_steps)
+    loader = _loader(dataset, sampler, world, workers)
+    for step, (images, target) in enumerate(map(_unpack, loader), start=first_step):
+        seed_step(seed, world, step)
+        yield step, images.to(world.device, non_blocking=True), target.to(world.device, non_blocking=True)
+
+
+def eval_batches(dataset: Dataset, batch_size: int, world: World, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images [b, 3, H, W], target [b, H, W]) on the device, covering this process's share of the data set.
+
+    The processes take images rank, rank + size, ... without padding: together they see each image exactly once.
+    Images of one batch that differ in size come as several smaller batches.
+    """
+    share = range(world.rank, len(dataset), world.size)
+    keys = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
+    for groups in map(_unpack, _loader(dataset, keys, world, workers, _collate_by_size)):
+        for images, target in groups:
+            yield images.to(world.device, non_blocking=True), target.to(world.device, non_blocking=True)
+
+
+class _Reporting(Dataset):
+    """Hands an InputError of the data set on as an item, so that it reaches the user from a worker as one line."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except InputError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def _loader(dataset: Dataset, keys: Sequence, world: World, workers: int, collate=None) -> DataLoader:
+    return DataLoader(
+        _Reporting(dataset),
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_Collate(collate or _collate),
+        pin_memory=world.device.type != "cpu",
+    )
+
+
+class _Collate:
+    """Collate items unless one of them is an error: then the error is the batch."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, items: list):
+        errors = [item for item in items if isinstance(item, InputError)]
+        return errors[0] if errors else self.collate(items)
+
+
+def _unpack(batch):
+    if isinstance(batch, InputError):
+        raise batch
+    return batch
+
+
+def _collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([image for image, _ in items]), torch.stack([target for _, target in items])
+
+
+def _collate_by_size(items: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    by_size: dict[torch.Size, list] = {}
+    for image, target in items:
+        by_size.setdefault(image.shape, []).append((image, target))
+    return [_collate(group) for group in by_size.values()]

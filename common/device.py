@@ -1,0 +1,305 @@
+"""Find the device (NPU, CUDA or CPU), start and join the processes, and sum over them."""
+
+import contextlib
+import importlib.util
+import os
+import random
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from common.errors import Diverged, InputError
+
+# device type -> communication backend of torch.distributed
+BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+# Set for the processes that `launch` starts: their arguments have been checked already.
+CHECKED = "SEGMENTATION_ZOO_CHECKED"
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and the one device that this process uses."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """The process that writes files and prints."""
+        return self.rank == 0
+
+
+def find_device_type(kind: str = "auto") -> str:
+    """'npu', 'cuda' or 'cpu' for one of 'auto', 'npu', 'cuda', 'gpu', 'cpu'.
+
+    'auto' takes an NPU that works, then CUDA, then the CPU. A device that is asked for and cannot be used raises
+    InputError with the reason: a run never falls back to the CPU silently.
+    """
+    kind = {"gpu": "cuda"}.get(kind, kind)
+    if kind == "auto":
+        if _has_torch_npu() and _npu_problem() is None:
+            return "npu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "npu" and (problem := _npu_problem()):
+        raise InputError(f"--device npu cannot be used: {problem}; or use --device cuda, --device cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+        raise InputError(
+            f"--device cuda cannot be used: torch {torch.__version__} ({built}) sees no CUDA device; "
+            "check the driver with nvidia-smi, or use --device cpu"
+        )
+    return kind
+
+
+def _has_torch_npu() -> bool:
+    """Whether the plugin is there; not whether it works."""
+    return "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu") is not None
+
+
+def _npu_problem() -> str | None:
+    """Why no NPU can be used, with the remedy; None when one can."""
+    if not _has_torch_npu():
+        return f"torch_npu is not installed; install the torch-npu release that pairs with torch {torch.__version__}"
+    try:
+        import torch_npu  # noqa: F401  the import registers the device; only needed where an NPU is
+    except Exception as error:  # whatever a plugin raises that does not fit torch or CANN
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return f"torch_npu does not import ({reason}); source CANN's set_env.sh, and check that the versions pair"
+    if not torch.npu.is_available():
+        return "torch_npu sees no device; check with npu-smi info"
+    return None
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use: fewer than the machine has, in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_count(device_type: str) -> int:
+    """How many devices of this type there are; for the CPU as many as one likes."""
+    if device_type == "cpu":
+        return sys.maxsize
+    return torch.npu.device_count() if device_type == "npu" else torch.cuda.device_count()
+
+
+def local_devices(args: Namespace) -> list[int]:
+    """Indices of the devices that this machine's processes use, from --devices, --device_list and --distributed.
+
+    Raises InputError when more are asked for than there are, or one that is not there.
+    """
+    device_type = find_device_type(args.device)
+    available = device_count(device_type)
+    if device_type != "npu" and args.device == "auto" and _has_torch_npu():
+        print(f"running on the {device_type.upper()}: {_npu_problem()}", file=sys.stderr)
+    wanted = list(range(args.devices))
+    if args.device_list:
+        wanted = args.device_list
+    elif args.distributed == 0:
+        wanted = [0]
+    elif args.distributed == 1 and args.devices == 1 and device_type != "cpu":
+        wanted = list(range(available))
+    if len(set(wanted)) != len(wanted):
+        raise InputError(f"--device_list {','.join(map(str, wanted))} names a device twice; name each one once")
+    if device_type != "cpu" and len(wanted) > available:
+        raise InputError(
+            f"{len(wanted)} devices are asked for and {available} {device_type} device(s) found; "
+            f"use --devices {available}, --device_list with some of 0..{available - 1}, or --device cpu"
+        )
+    if device_type == "cpu" and args.device == "auto" and len(wanted) > 1:
+        reason = f"no CUDA, and {_npu_problem()}" if _has_torch_npu() else "neither NPU nor CUDA"
+        raise InputError(
+            f"{len(wanted)} devices are asked for and 0 found ({reason}); use --devices 1 or "
+            "--device_list 0 for one process on the CPU, or --device cpu --devices 2 for processes on the CPU"
+        )
+    beyond = [index for index in wanted if index >= available]
+    if beyond:
+        raise InputError(
+            f"no {device_type} device {beyond[0]}: there are {available}, numbered from 0; use --device_list with "
+            f"some of 0..{available - 1}"
+        )
+    return wanted
+
+
+def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable[[Namespace, int], None]) -> None:
+    """Check the devices and the input, then run `main(args)` in as many processes as devices are asked for.
+
+    `check(args, world_size)` raises InputError for whatever can be known to be wrong before anything is trained; it
+    runs once, before other processes exist. With more than one device this process becomes torchrun, which starts this
+    script again with the same arguments once per device. In a process of a torchrun that the user has started, its
+    number of processes holds, and each of them checks.
+    Exit codes: 0, 2 for input that cannot work, 1 for a failure, 130 for an interruption.
+    """
+    with exit_codes():
+        if "LOCAL_RANK" not in os.environ:
+            devices = local_devices(args)
+            if args.node_rank >= args.nnodes:
+                raise InputError(
+                    f"--node_rank {args.node_rank} with --nnodes {args.nnodes}: machines are numbered from 0; "
+                    f"use --node_rank 0..{args.nnodes - 1}"
+                )
+            check(args, len(devices) * args.nnodes)
+            if len(devices) * args.nnodes > 1:
+                _run_torchrun(len(devices), args)
+                return
+        elif not os.environ.get(CHECKED):
+            check(args, int(os.environ["WORLD_SIZE"]))
+        main(args)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def exit_codes():
+    """Turn what a user can mend into one line and an exit code; anything else keeps its traceback."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        yield
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        _exit(2)
+    except Diverged as error:
+        print(f"{name}: stopped: {error}", file=sys.stderr)
+        _exit(1)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; continue with the same command and --resume auto", file=sys.stderr)
+        _exit(130)
+    except Exception:
+        traceback.print_exc()
+        _exit(1)
+
+
+def _exit(code: int) -> None:
+    """Leave at once where other processes of the run may be waiting for this one in a collective."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if dist.is_initialized():
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run_torchrun(processes: int, args: Namespace) -> None:
+    """Run this script once per device under torchrun, and leave with the exit code of the process that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    command = [f"--nproc_per_node={processes}", f"--nnodes={args.nnodes}"]
+    if args.nnodes > 1:
+        command += [
+            f"--node_rank={args.node_rank}",
+            f"--master_addr={args.master_addr}",
+            f"--master_port={args.master_port}",
+        ]
+    else:
+        command += ["--standalone"]  # finds a free port by itself
+    os.environ[CHECKED] = "1"
+    # torchrun would set one thread per process, which leaves most cores of a CPU run idle
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // processes)))
+    try:
+        run(get_args_parser().parse_args([*command, *sys.argv]))
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
+        sys.exit(2 if 2 in codes else (codes or [1])[0])
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+
+
+def setup(
+    kind: str = "auto", device_list: list[int] | None = None, seed: int = 0, deterministic: bool = False
+) -> World:
+    """Choose this process's device, join the others when started by torchrun, and seed every generator.
+
+    With `deterministic`, operators that have a repeatable form use it (slower); where one has none, torch warns.
+    On the CPU two runs are then equal bit for bit. Raises InputError when there is no device for this process.
+    """
+    device_type = find_device_type(kind)
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device_type == "cpu":
+        device = torch.device("cpu")
+    else:
+        available = device_count(device_type)
+        indices = device_list or range(available)
+        if local_rank >= len(indices) or indices[local_rank] >= available:
+            raise InputError(
+                f"no {device_type} device for process {local_rank} of this machine, which has {available}"
+                f"{f' and uses --device_list {device_list}' if device_list else ''}; start fewer processes"
+            )
+        device = torch.device(device_type, indices[local_rank])
+        getattr(torch, device_type).set_device(device)
+    if size > 1 and not dist.is_initialized():
+        # device_id lets the communicator form at once, on this device
+        dist.init_process_group(BACKENDS[device_type], device_id=device if device_type == "cuda" else None)
+    if device_type == "npu":
+        torch.npu.set_compile_mode(jit_compile=False)  # ready-made kernels; no compilation for each new shape
+        torch.npu.config.allow_internal_format = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic  # crops have one size: the search is paid once
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  for libraries that draw from the global generator; ours have their own
+    torch.manual_seed(seed)  # the same on every rank: the same initial weights
+    return World(device, rank, size)
+
+
+def data_parallel(model: nn.Module, world: World) -> nn.Module:
+    """The model, averaging gradients over the processes when there are several.
+
+    Batch-norm statistics are not exchanged in every step: training does not read them, and `share_buffers` makes
+    them equal before an evaluation.
+    """
+    if world.size == 1:
+        return model
+    device_ids = None if world.device.type == "cpu" else [world.device.index]
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def share_buffers(model: nn.Module, world: World) -> None:
+    """Give every process rank 0's batch-norm statistics, the ones that a checkpoint holds."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum `tensor` (float32, int32 or int64, contiguous) over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def synchronize(world: World) -> None:
+    """Wait until the device has done everything that was asked of it."""
+    if world.device.type != "cpu":
+        getattr(torch, world.device.type).synchronize(world.device)
+
+
+def seed_step(seed: int, world: World, step: int) -> None:
+    """Make everything random in this step (dropout) a function of (seed, rank, step).
+
+    A run that is resumed at any step then draws what an uninterrupted one draws, without saving generator states.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, world.rank, step)).generate_state(1)[0]))
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the chip, for reports."""
+    if device.type == "cpu":
+        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as info:
+            for line in info:
+                if line.startswith("model name"):
+                    return f"{line.split(':', 1)[1].strip()} ({cpu_cores()} cores)"
+        return f"CPU ({cpu_cores()} cores)"
+    return getattr(torch, device.type).get_device_name(device)

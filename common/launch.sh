@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Start a folder's train.py with the preset that the calling script is named after:
+# ICNet/test/train_full_8p.sh runs ICNet/train.py --preset full_8p. All flags go to train.py as they are.
+set -euo pipefail
+
+script=$1
+shift
+folder=$(CDPATH='' cd -- "$(dirname "$script")/.." && pwd)
+preset=$(basename "$script" .sh)
+
+if [[ -e /dev/davinci_manager || -n "${ASCEND_HOME_PATH:-}" || -d /usr/local/Ascend || -d "${HOME:-}/Ascend" ]]; then
+    source "$folder/env_npu.sh"
+fi
+
+python=${PYTHON:-python3}
+has_torch='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
+if ! "$python" -c "$has_torch"; then
+    python=$folder/../.venv/bin/python # what ci/quickstart.sh sets up
+    if [[ ! -x $python ]]; then
+        echo "error: no torch in '${PYTHON:-python3}'; pip install -r requirements.txt, or run ci/quickstart.sh first" >&2
+        exit 2
+    fi
+fi
+exec "$python" "$folder/train.py" --preset "${preset#train_}" "$@"
