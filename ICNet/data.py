@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -80,5 +81,9 @@ class EvalSet(Dataset):
         return normalize(image), to_class_ids(label)
 
 
-def _read(pair: Pair):
-    return read_image(pair.image), read_label(pair.label, TRAIN_ID_OF_LABEL_ID, KNOWN_LABEL_IDS)
+def _read(pair: Pair) -> tuple[Image.Image, Image.Image]:
+    """A picture and its train ids. Raises InputError, naming the file, for what cannot be decoded or does not fit."""
+    image, label = read_image(pair.image), read_label(pair.label, TRAIN_ID_OF_LABEL_ID, KNOWN_LABEL_IDS)
+    if image.size != label.size:
+        raise InputError(f"{pair.image} is {image.size} and its label {label.size} pixels; they must be of one size")
+    return image, label

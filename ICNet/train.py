@@ -21,6 +21,7 @@ from common.checkpoint import find_resume, load_model, load_weights, read_resuma
 from common.cityscapes import CLASS_NAMES, NUM_CLASSES, PALETTE, check_pairs
 from common.data import batches, steps_in_epoch, worker_count
 from common.device import data_parallel, launch, setup
+from common.errors import InputError
 from common.evaluate import evaluate, example_predictions
 from common.predict import panel
 from common.runlog import RunLog, case_name, check_output_dir, finished_result
@@ -119,6 +120,8 @@ def score(args, val_set, world, workers: int, opt_level: str) -> dict:
 
 def trained_model(args) -> ICNet:
     """The network of --checkpoint; files of the reference do not say their backbone."""
+    if not args.checkpoint:
+        raise InputError("--evaluate is given and no --checkpoint; name the file of weights to score")
     reference_options = {"num_classes": NUM_CLASSES, "backbone": args.backbone}
     return load_model(args.checkpoint, build_model, from_reference, reference_options)
 

@@ -32,6 +32,7 @@ def torchvision_models() -> ModuleType:
     then ends in "RuntimeError: operator torchvision::nms does not exist": it describes the shapes of operators that are
     not there. The networks need none of them, so their names are declared, without code, and the import is repeated.
     """
+    _forget_failed_import()
     try:
         import torchvision.models
     except RuntimeError as error:
@@ -41,8 +42,16 @@ def torchvision_models() -> ModuleType:
         _operator_stubs.append(library)
         for name in ("nms", "qnms"):  # those that torchvision describes without asking whether they were loaded
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _forget_failed_import()
         import torchvision.models
     return torchvision.models
+
+
+def _forget_failed_import() -> None:
+    """Drop the submodules that an import which failed has left behind: with them the next one would not be complete."""
+    if "torchvision" not in sys.modules:
+        for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+            del sys.modules[name]
 
 
 class ResNet(nn.Module):

@@ -153,6 +153,8 @@ def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable
             check(args, int(os.environ["WORLD_SIZE"]))
         main(args)
         if dist.is_initialized():
+            if dist.get_backend() == "gloo":
+                _exit(0)  # destroying a group of gloo waits for ever now and then (seen with torch 2.6), not doing so aborts
             dist.destroy_process_group()
 
 

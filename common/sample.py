@@ -23,16 +23,16 @@ from PIL import Image, ImageDraw, ImageFilter
 from common.cityscapes import TRAIN_ID_OF_LABEL_ID
 from common.errors import InputError
 
-VERSION = 1  # raise it whenever the pictures change, so that old samples are drawn anew
+VERSION = 2  # raise it whenever the pictures change, so that old samples are drawn anew
 STAMP = "sample.json"  # in the root of a sample: the arguments it was drawn with
 CITIES = {"train": ("ahornau", "erlenthal", "fichtenried", "weidenfurt"), "val": ("lindenmark", "ulmenhain")}
 FRAME = 19  # the annotated frame of each snippet of real Cityscapes
 
 LABEL = {
-    "unlabeled": 0, "ego vehicle": 1, "out of roi": 3, "static": 4, "dynamic": 5, "ground": 6, "road": 7,
-    "sidewalk": 8, "parking": 9, "rail track": 10, "building": 11, "wall": 12, "fence": 13, "bridge": 15, "pole": 17,
-    "polegroup": 18, "traffic light": 19, "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23,
-    "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
+    "unlabeled": 0, "ego vehicle": 1, "out of roi": 3, "static": 4, "road": 7, "sidewalk": 8, "parking": 9,
+    "rail track": 10, "building": 11, "wall": 12, "fence": 13, "bridge": 15, "pole": 17, "polegroup": 18,
+    "traffic light": 19, "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25,
+    "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
 }  # fmt: skip
 
 Colour = np.ndarray  # [3] float, RGB in 0..255
@@ -114,9 +114,10 @@ class Canvas:
             self.label_brush.polygon(pixels, fill=LABEL[label])
 
     def facet(self, corners, colour, label: str | None = None) -> None:
-        """Paint a polygon of points (x, y, z) in one colour."""
+        """Paint a polygon of points (x, y, z) in one colour; without a colour it is only labelled."""
         pixels, haze = [self.project(*corner) for corner in corners], self._haze_at(corners)
-        self.brush.polygon(pixels, fill=to_pixel(colour * (1 - haze) + self.haze * haze))
+        if colour is not None:
+            self.brush.polygon(pixels, fill=to_pixel(colour * (1 - haze) + self.haze * haze))
         if label is not None:
             self.label_brush.polygon(pixels, fill=LABEL[label])
 
@@ -226,18 +227,14 @@ def asphalt(rng: Rng, colour: Colour) -> Pattern:
 
 
 def slabs(rng: Rng, colour: Colour) -> Pattern:
-    """Paving stones with joints, each of its own brightness."""
-    wide, deep, shift, dark = (
-        rng.uniform(0.6, 1.0),
-        rng.uniform(0.9, 1.6),
-        rng.integers(0, 256),
-        rng.uniform(0.45, 0.65),
-    )
+    """Paving stones laid like a chessboard, with joints, each of its own brightness."""
+    wide, deep, shift, dark = rng.uniform(0.5, 0.8), rng.uniform(0.7, 1.1), rng.integers(0, 256), rng.uniform(0.7, 0.82)
 
     def pattern(a, b):
-        stones = 1 + 0.2 * noise("grain", a / wide + shift, b / deep) + 0.06 * noise("grain", a * 30, b * 30)
+        stones = 1 + 0.16 * noise("grain", a / wide + shift, b / deep) + 0.06 * noise("grain", a * 30, b * 30)
+        dim = np.where((np.floor(a / wide) + np.floor(b / deep)) % 2 > 0, dark, 1.0)
         joints = (wave(a, wide) < 0.1) | (wave(b, deep) < 0.1)
-        return (stones * np.where(joints, dark, 1.0))[..., None] * colour
+        return (stones * np.where(joints, 0.55, dim))[..., None] * colour
 
     return pattern
 
@@ -268,7 +265,7 @@ def leaves(rng: Rng, colour: Colour) -> Pattern:
 def bricks(rng: Rng, colour: Colour) -> Pattern:
     """Masonry: rows of stones, every other one shifted by half a stone, with lighter or darker joints."""
     long, high, shift = rng.uniform(0.9, 1.5), rng.uniform(0.38, 0.55), rng.integers(0, 256)
-    joint = rng.choice([0.55, 0.65, 1.4])
+    joint = rng.choice([0.5, 1.45, 1.6])
 
     def pattern(a, b):
         row = np.floor(b / high)
@@ -282,7 +279,7 @@ def bricks(rng: Rng, colour: Colour) -> Pattern:
 
 def windows(rng: Rng, colour: Colour, height: float) -> Pattern:
     """A house front: storeys of windows that are dark, sky-lit or lit from inside, and shops at the street."""
-    storey, bay, shift = rng.uniform(2.7, 3.6), rng.uniform(2.0, 3.4), rng.integers(0, 256)
+    storey, bay, shift = rng.uniform(2.3, 2.9), rng.uniform(1.5, 2.4), rng.integers(0, 256)
     glass, frame, shop = grey(rng, 30, 110, 20), colour * rng.choice([0.65, 1.35]), paint(rng)
     from_left, from_below = rng.uniform(0.18, 0.3), rng.uniform(0.2, 0.3)
     plaster = plain(rng, colour, 0.15)
@@ -301,9 +298,14 @@ def windows(rng: Rng, colour: Colour, height: float) -> Pattern:
     return pattern
 
 
-def cylinder(colour: Colour, radius: float) -> Pattern:
-    """Light on a round upright tube: bright left of the middle, dark at the edges."""
-    return lambda a, b: (1.25 - 0.75 * ((a / radius + 0.25) ** 2) + 0 * b)[..., None] * colour
+def cylinder(colour: Colour, radius: float, band: Colour | None = None) -> Pattern:
+    """Light on a round upright tube, bright left of the middle and dark at the edges; with bands of another colour."""
+
+    def pattern(a, b):
+        light = (1.25 - 0.75 * (a / radius + 0.25) ** 2 + 0 * b)[..., None]
+        return light * (colour if band is None else np.where((wave(b, 0.7) < 0.5)[..., None], colour, band))
+
+    return pattern
 
 
 # ---- the street ------------------------------------------------------------------------------------------------------
@@ -334,6 +336,8 @@ def draw_scene(size: tuple[int, int], rng: Rng, index: int) -> tuple[np.ndarray,
     draw_sky(canvas, rng)
     draw_ground(canvas, rng, street)
     draw_far_end(canvas, rng)
+    if rng.random() < 0.15:
+        draw_bridge(canvas, rng)
     draw_side(canvas, rng, street.left_walk, -1)
     draw_side(canvas, rng, street.right_walk, 1)
     things = [*vehicles(rng, street, index), *on_the_walks(rng, street, index), *two_wheelers(rng, street, index)]
@@ -345,9 +349,9 @@ def draw_scene(size: tuple[int, int], rng: Rng, index: int) -> tuple[np.ndarray,
 
 def draw_sky(canvas: Canvas, rng: Rng) -> None:
     """Gradient and clouds, anything between blue, white, grey and evening."""
-    zenith = [(90, 140, 205), (150, 160, 175), (205, 208, 212), (150, 140, 160), (120, 160, 200)][rng.integers(5)]
+    zenith = [(105, 155, 215), (165, 175, 190), (210, 213, 218), (180, 170, 185), (130, 170, 210)][rng.integers(5)]
     zenith = np.array(zenith) + rng.uniform(-20, 20, 3)
-    low, clouds = zenith * 0.4 + grey(rng, 125, 150, 20), grey(rng, 190, 250, 8)
+    low, clouds = zenith * 0.4 + grey(rng, 130, 150, 15), grey(rng, 200, 250, 6)
     v = np.linspace(0, 1, canvas.height, dtype=np.float32)[:, None, None]
     u = np.linspace(0, 1, canvas.width, dtype=np.float32)[None, :, None]
     shift = rng.uniform(0, 256, 2)
@@ -425,10 +429,22 @@ def draw_far_end(canvas: Canvas, rng: Rng) -> None:
         x += width * rng.uniform(0.8, 1.1)
 
 
+def draw_bridge(canvas: Canvas, rng: Rng) -> None:
+    """A deck across the street, far away: an ignored class."""
+    plane, colour, low = Upright(-60.0, 60.0), grey(rng, 90, 160, 10), rng.uniform(5, 7)
+    canvas.rectangle(plane, 0, 120, low, low + rng.uniform(1.5, 2.5), colour, "bridge", plain(rng, colour))
+
+
 def house(rng: Rng) -> Colour:
-    """Plaster, stone and brick, from cream to grey, reddish and bluish."""
-    kinds = [(190, 175, 150), (140, 135, 130), (150, 95, 75), (120, 130, 145), (175, 160, 95), (95, 90, 88)]
-    return np.array(kinds[rng.integers(len(kinds))]) * rng.uniform(0.75, 1.2) + rng.uniform(-18, 18, 3)
+    """Plaster and concrete, from cream to grey, pinkish and bluish."""
+    kinds = [(200, 185, 155), (150, 145, 140), (185, 140, 125), (130, 140, 155), (190, 175, 110), (105, 100, 98)]
+    return np.array(kinds[rng.integers(len(kinds))]) * rng.uniform(0.8, 1.15) + rng.uniform(-15, 15, 3)
+
+
+def masonry(rng: Rng) -> Colour:
+    """Brick, sandstone and granite."""
+    kinds = [(165, 85, 65), (185, 125, 80), (130, 80, 75), (120, 112, 110)]
+    return np.array(kinds[rng.integers(len(kinds))]) * rng.uniform(0.8, 1.15) + rng.uniform(-12, 12, 3)
 
 
 def green(rng: Rng) -> Colour:
@@ -445,7 +461,7 @@ def draw_side(canvas: Canvas, rng: Rng, edge: float, sign: int) -> None:
         segments.append((z, length))
         z += length
     kinds = ("house", "wall", "fence", "hedge", "open")
-    chosen = rng.choice(kinds, len(segments), p=[0.34, 0.28, 0.22, 0.08, 0.08])
+    chosen = rng.choice(kinds, len(segments), p=[0.32, 0.25, 0.29, 0.07, 0.07])
     for (z, length), kind in reversed(list(zip(segments, chosen, strict=True))):
         setback = {"house": 0.0, "open": 0.0}.get(kind, rng.uniform(0.1, 1.5))
         x = edge + sign * setback
@@ -477,20 +493,20 @@ def draw_house(canvas: Canvas, rng: Rng, front: Upright, length: float, sign: in
 
 
 def draw_wall(canvas: Canvas, rng: Rng, plane: Upright, length: float) -> None:
-    height, colour = rng.uniform(2.3, 3.6), house(rng)
+    height, colour = rng.uniform(2.3, 3.6), masonry(rng)
     canvas.rectangle(plane, 0, length, 0, height, colour, "wall", bricks(rng, colour))
     canvas.rectangle(plane, 0, length, height - 0.3, height, colour * rng.choice([0.6, 1.3]))
 
 
 def draw_fence(canvas: Canvas, rng: Rng, plane: Upright, length: float) -> None:
     """Light pickets between two rails, or crossed laths, before dark undergrowth."""
-    height, period, crossed = rng.uniform(1.9, 2.8), rng.uniform(0.6, 0.9), rng.random() < 0.35
+    height, period, crossed = rng.uniform(1.9, 2.8), rng.uniform(0.38, 0.55), rng.random() < 0.35
     kinds = [grey(rng, 190, 235, 12), np.array([165, 120, 75]), np.array([120, 165, 130]), grey(rng, 130, 180, 12)]
     colour, dark = kinds[rng.integers(4)] * rng.uniform(0.85, 1.15), grey(rng, 20, 60, 12)
 
     def pattern(a, b):
         if crossed:
-            lath = (wave(a + b, period * 1.4) < 0.38) | (wave(a - b, period * 1.4) < 0.38)
+            lath = (wave(a + b, period * 1.8) < 0.38) | (wave(a - b, period * 1.8) < 0.38)
         else:
             lath = (wave(a, period) < 0.5) & (b > -1)
         lath = lath | (abs(b - height + 0.3) < 0.13) | (abs(b - 0.4) < 0.13)
@@ -566,8 +582,8 @@ def on_the_walks(rng: Rng, street: Street, index: int) -> Iterator[Thing]:
 
 
 def draw_person(canvas: Canvas, rng: Rng, x: float, z: float) -> None:
-    plane, h = Upright(x, z), rng.uniform(1.6, 1.95)
-    coat, trousers, skin = paint(rng), paint(rng) * 0.7, np.array([205, 160, 130]) * rng.uniform(0.45, 1.1)
+    plane, h = Upright(x, z), rng.uniform(1.7, 2.05)
+    coat, trousers, skin = paint(rng), grey(rng, 25, 75, 15), np.array([205, 160, 130]) * rng.uniform(0.6, 1.1)
     stride, hem, lean = rng.uniform(0.02, 0.28), rng.uniform(0.36, 0.5) * h, rng.uniform(-0.06, 0.06)
     darken(canvas, [(x + 0.5 * c, z + 0.5 * s) for c, s in circle(12)], 0.6)
     for foot in (-stride, stride):
@@ -577,8 +593,12 @@ def draw_person(canvas: Canvas, rng: Rng, x: float, z: float) -> None:
         hand = (lean + side * rng.uniform(0.26, 0.42), rng.uniform(0.4, 0.5) * h)
         canvas.bar(plane, (lean + side * 0.24, 0.8 * h), hand, 0.17, coat * 0.8, "person")
         canvas.disc(plane, *hand, 0.07, skin, "person", corners=8)
-    body = [(-0.22, hem), (0.22, hem), (0.27 + lean, 0.8 * h), (0.12 + lean, 0.85 * h), (lean - 0.12, 0.85 * h)]
-    canvas.shape(plane, [*body, (lean - 0.27, 0.8 * h)], coat, "person", plain(rng, coat))
+    body = [(-0.26, hem), (0.26, hem), (0.31 + lean, 0.8 * h), (0.12 + lean, 0.85 * h), (lean - 0.12, 0.85 * h)]
+    stripes = coat * rng.choice([0.5, 1.5])
+    canvas.shape(
+        plane, [*body, (lean - 0.31, 0.8 * h)], coat, "person",
+        lambda a, b: np.where((wave(a, 0.18) < 0.4)[..., None], stripes, coat) + 0 * b[..., None],
+    )  # fmt: skip
     draw_head(canvas, plane, lean, 0.92 * h, skin, grey(rng, 20, 140, 20), "person")
 
 
@@ -589,15 +609,16 @@ def draw_head(canvas: Canvas, plane: Upright, a: float, b: float, skin: Colour, 
 
 def draw_pole(canvas: Canvas, rng: Rng, x: float, z: float, head: str) -> None:
     """A stout round pole that carries a traffic light, a sign or a lamp."""
-    plane, radius, height = Upright(x, z), rng.uniform(0.19, 0.27), rng.uniform(3.0, 4.4)
-    colour = grey(rng, 60, 190, 15)
+    plane, radius, height = Upright(x, z), rng.uniform(0.22, 0.3), rng.uniform(3.0, 4.4)
+    colour = grey(rng, 135, 205, 8)
+    dim = rng.uniform(0.4, 0.6)  # painted bands
     if not head:
         height = rng.uniform(5, 9)
         canvas.bar(plane, (0, height), (1.2 if x < 0 else -1.2, height + 0.3), 0.18, colour, "pole")
         if rng.random() < 0.3:  # two poles side by side: an ignored class
-            pattern = lambda a, b: cylinder(colour, radius)(a - 0.5, b)  # noqa: E731
-            canvas.rectangle(plane, 0.5 - radius, 0.5 + radius, 0, height, colour, "polegroup", pattern)
-    canvas.rectangle(plane, -radius, radius, 0, height, colour, "pole", cylinder(colour, radius))
+            twin = Upright(x + 0.6, z)
+            canvas.rectangle(twin, -radius, radius, 0, height, colour, "polegroup", cylinder(colour, radius))
+    canvas.rectangle(plane, -radius, radius, 0, height, colour, "pole", cylinder(colour, radius, colour * dim))
     canvas.rectangle(plane, -radius - 0.06, radius + 0.06, 0, 0.3, colour * 0.7, "pole")
     if head == "light":
         draw_traffic_light(canvas, rng, plane, height)
@@ -606,18 +627,16 @@ def draw_pole(canvas: Canvas, rng: Rng, x: float, z: float, head: str) -> None:
 
 
 def draw_traffic_light(canvas: Canvas, rng: Rng, plane: Upright, top: float) -> None:
-    """Three lamps above each other in a dark box, one of them lit, on a board with a light rim or none."""
-    tall, wide = rng.uniform(2.0, 2.4), rng.uniform(0.46, 0.54)
-    box = [grey(rng, 15, 55, 6), np.array([30, 60, 45]), grey(rng, 55, 85, 10)][rng.integers(3)]
-    if rng.random() < 0.4:
-        canvas.rectangle(
-            plane, -wide - 0.1, wide + 0.1, top - tall - 0.1, top + 0.1, grey(rng, 190, 240, 8), "traffic light"
-        )
-    canvas.rectangle(plane, -wide, wide, top - tall, top, box, "traffic light")
+    """Three lamps above each other in a dark box with a light rim, one of them lit."""
+    tall, wide = rng.uniform(2.0, 2.4), rng.uniform(0.42, 0.5)
+    box = [grey(rng, 15, 45, 6), np.array([30, 60, 45])][rng.integers(2)]
+    rim = [grey(rng, 200, 240, 8), np.array([225, 190, 60])][rng.integers(2)]
+    canvas.rectangle(plane, -wide - 0.12, wide + 0.12, top - tall - 0.12, top + 0.12, rim, "traffic light")
+    canvas.rectangle(plane, -wide, wide, top - tall, top, box)
     lit = rng.integers(3)
     for i, lamp in enumerate(((235, 60, 40), (245, 190, 60), (70, 225, 120))):
-        colour = np.array(lamp) if i == lit else np.array(lamp) * 0.28 + 12
-        canvas.disc(plane, 0, top - tall * (2 * i + 1) / 6, 0.3, colour, corners=14)
+        colour = np.array(lamp) * (1.0 if i == lit else 0.35)
+        canvas.disc(plane, 0, top - tall * (2 * i + 1) / 6, 0.31, colour, corners=14)
 
 
 def draw_sign(canvas: Canvas, rng: Rng, plane: Upright, height: float) -> None:
@@ -695,7 +714,7 @@ def draw_bicycle(canvas: Canvas, rng: Rng, plane: Upright) -> None:
 
         canvas.disc(plane, hub, radius, radius, tyre, "bicycle", holes=holes)
     hull = [(-0.58, radius), crank, (0.58, radius), steer, saddle]
-    canvas.shape(plane, hull, tyre, "bicycle", holes=lambda a, b: (a + b) > -1e6)
+    canvas.shape(plane, hull, None, "bicycle")
     rear, front = (-0.58, radius), (0.58, radius)
     tubes = (
         (rear, crank),
@@ -728,9 +747,15 @@ def draw_motorcycle(canvas: Canvas, rng: Rng, plane: Upright) -> None:
     canvas.disc(plane, 0.62, 0.92, 0.13, np.array([245, 240, 205]), "motorcycle", corners=10)
 
 
+def hi_vis(rng: Rng) -> Colour:
+    """Jackets to be seen in: orange, yellow-green, red; or any colour."""
+    kinds = [np.array([235, 120, 40]), np.array([200, 225, 60]), np.array([205, 55, 60]), paint(rng)]
+    return kinds[rng.integers(4)] * rng.uniform(0.8, 1.05)
+
+
 def draw_rider(canvas: Canvas, rng: Rng, plane: Upright, kind: str) -> None:
     """Hips on the saddle, bent forward to the handlebar, with a helmet."""
-    jacket, trousers, helmet, band = paint(rng) * 0.8, paint(rng) * 0.6, paint(rng), grey(rng, 215, 245, 8)
+    jacket, trousers, helmet, band = hi_vis(rng), paint(rng) * 0.5, rng.uniform(90, 250, 3), grey(rng, 215, 245, 8)
     lift = 0.1 if kind == "bicycle" else 0.0
     hips, shoulders = (-0.25, 0.98 + lift), (0.18, 1.55 + lift)
     knee = (0.2, 0.72 + lift)
@@ -790,7 +815,7 @@ def vehicles(rng: Rng, street: Street, index: int) -> Iterator[Thing]:
     kinds = [large[index % 3]]
     if rng.random() < 0.55:
         kinds.append(large[(index + 1 + rng.integers(2)) % 3])
-    kinds += ["car"] * rng.integers(1, 4)
+    kinds += ["car"] * rng.integers(2, 4)
     lane = street.left * 0.55
     places = [  # x, depth of the near end, turn
         (lane, rng.uniform(9, 16), pi), (rng.uniform(-0.2, 0.8), rng.uniform(12, 20), 0.0),
@@ -863,9 +888,15 @@ def draw_car(canvas: Canvas, rng: Rng, body: Body) -> None:
     draw_lamps(canvas, body, 0.5, 0.7)
 
 
+def truck_paint(rng: Rng) -> Colour:
+    """Containers in dull blue, green, rust and white."""
+    kinds = [(85, 100, 130), (95, 120, 100), (145, 95, 75), (195, 190, 180)]
+    return np.array(kinds[rng.integers(4)]) * rng.uniform(0.8, 1.1) + rng.uniform(-20, 20, 3)
+
+
 def draw_truck(canvas: Canvas, rng: Rng, body: Body) -> None:
     """A tall ribbed box without windows behind a lower cab, on big wheels."""
-    colour, cab, glass = paint(rng), paint(rng), grey(rng, 25, 80, 10)
+    colour, cab, glass = truck_paint(rng), paint(rng), grey(rng, 25, 80, 10)
     length, width, top = body.length, body.width, rng.uniform(3.3, 3.9)
     gap, rib = length - 2.2, rng.uniform(0.5, 0.8)
 
@@ -897,8 +928,8 @@ def draw_truck(canvas: Canvas, rng: Rng, body: Body) -> None:
 
 
 def bus_paint(rng: Rng) -> Colour:
-    """Mostly red, orange and yellow, now and then another colour."""
-    kinds = [(190, 50, 45), (225, 150, 40), (215, 185, 60), (60, 120, 150)]
+    """Red, orange, yellow and wine."""
+    kinds = [(190, 50, 45), (225, 130, 40), (215, 180, 55), (150, 45, 75)]
     return np.array(kinds[rng.integers(4)]) * rng.uniform(0.8, 1.1) + rng.uniform(-20, 20, 3)
 
 
@@ -926,9 +957,15 @@ def draw_bus(canvas: Canvas, rng: Rng, body: Body) -> None:
     draw_lamps(canvas, body, 0.65, 0.95)
 
 
+def tram_paint(rng: Rng) -> Colour:
+    """Blue, sea green, green and violet."""
+    kinds = [(55, 95, 175), (50, 150, 150), (70, 150, 90), (115, 80, 165)]
+    return np.array(kinds[rng.integers(4)]) * rng.uniform(0.8, 1.1) + rng.uniform(-20, 20, 3)
+
+
 def draw_tram(canvas: Canvas, rng: Rng, body: Body) -> None:
     """Long and low over rails: stripes along the whole train, one dark band of glass, a current collector on top."""
-    colour, stripe, glass = paint(rng), paint(rng), grey(rng, 20, 60, 8)
+    colour, stripe, glass = tram_paint(rng), tram_paint(rng), grey(rng, 20, 60, 8)
     length, width, top = body.length, body.width, rng.uniform(3.3, 3.7)
     car_length, shade = rng.uniform(5.5, 7), rng.uniform(0.8, 1.05)
     light = np.array([232.0, 230, 222])
@@ -986,8 +1023,8 @@ def expose(canvas: Canvas, rng: Rng) -> np.ndarray:
     shift = rng.uniform(0, 256, 2)
     blotches = noise("cloud", u * 60 + shift[0], v * 30 + shift[1])
     light = 1 + slope_u * u + slope_v * v - vignette * (u * u + v * v) + 0.08 * blotches
-    cast = (rng.uniform(0.8, 1.2) * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
-    strength = np.float32(rng.uniform(3, 7) / 128)
+    cast = (rng.uniform(0.82, 1.18) * rng.uniform(0.95, 1.05, 3)).astype(np.float32)
+    strength = np.float32(rng.uniform(2, 5) / 128)
     grains = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8).astype(np.float32)
     pixels = np.asarray(soft, np.float32) * light[..., None] * cast + (grains[0] - grains[1]) * strength
     return pixels.clip(0, 255).astype(np.uint8)
@@ -997,7 +1034,7 @@ def expose(canvas: Canvas, rng: Rng) -> np.ndarray:
 
 
 def cityscapes_sample() -> Path:
-    """The embedded sample in the Cityscapes layout, drawn into data/sample/ of the repository if it is not there yet."""
+    """The embedded sample in the layout of Cityscapes, drawn into data/sample/ of the repository unless it is there."""
     return draw_cityscapes(Path(__file__).resolve().parents[1] / "data" / "sample" / "cityscapes")
 
 
