@@ -154,7 +154,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable
         main(args)
         if dist.is_initialized():
             if dist.get_backend() == "gloo":
-                _exit(0)  # destroying a group of gloo waits for ever now and then (seen with torch 2.6), not doing so aborts
+                _exit(0)  # with torch 2.6, destroying a group of gloo may wait for ever, and not doing so abort
             dist.destroy_process_group()
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from common.cityscapes import KNOWN_LABEL_IDS, NUM_CLASSES, TRAIN_ID_OF_LABEL_ID, check_pairs, find_pairs
 from common.errors import InputError
-from common.sample import CITIES, STAMP, draw_cityscapes, draw_scene
+from common.sample import CITIES, STAMP, draw_cityscapes
+from common.street import draw_scene
 
 SMALL = {"train_images": 6, "val_images": 6, "size": (64, 128)}
 
