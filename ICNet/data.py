@@ -29,6 +29,8 @@ def build_datasets(
     """
     if not 0 < scales[0] <= scales[1]:
         raise InputError(f"--min_scale {scales[0]} --max_scale {scales[1]}: give two factors, 0 < min <= max")
+    if int(scales[0] * base_size) < 1:
+        raise InputError(f"--min_scale {scales[0]} of --base_size {base_size} is less than a pixel; raise one of them")
     root = cityscapes_sample() if data_path == "sample" else data_path
     train_set = TrainSet(find_pairs(root, "train"), base_size, crop_size, seed, scales) if train else None
     val_set = EvalSet(find_pairs(root, "val")) if val else None

@@ -5,7 +5,7 @@ Zhao, Qi, Shen, Shi and Jia, ECCV 2018, arXiv 1704.08545. Only a quarter-size co
 cascade feature fusion units merge the three, coarse to fine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -120,7 +120,7 @@ class ICNet(nn.Module):
         The half-size branch ends with layer2, the last output that is used of it. Code that runs layer3 and layer4 on
         it as well computes the same logits, but updates the running statistics of these layers twice.
         """
-        self._check_shape(images)
+        self.check_shape(images.shape)
         height, width = images.shape[-2:]
         half = self.backbone(resize(images, (height // 2, width // 2)), stages=2)[-1]  # [B, 512, H/16, W/16]
         quarter = self.backbone(resize(images, (height // 4, width // 4)))[-1]  # [B, 2048, H/32, W/32]
@@ -140,19 +140,20 @@ class ICNet(nn.Module):
             return logits
         return resize(at_least_float32(logits[0]), images.shape[-2:])
 
-    def _check_shape(self, images: Tensor) -> None:
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have the shape {list(images.shape)}; ICNet needs RGB images [B, 3, H, W]")
-        batch_size, _, height, width = images.shape
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise InputError, which is a ValueError, for images of a shape that the network does not take."""
+        if len(shape) != 4 or shape[1] != 3:
+            raise InputError(f"images have the shape {list(shape)}; ICNet needs RGB images [B, 3, H, W]")
+        batch_size, _, height, width = shape
         if min(height, width) < MIN_SIDE:
-            raise ValueError(
-                f"images have the shape {list(images.shape)}; ICNet needs sides of {MIN_SIDE} pixels or more: "
+            raise InputError(
+                f"images have the shape {list(shape)}; ICNet needs sides of {MIN_SIDE} pixels or more: "
                 f"pad or enlarge them to {max(height, MIN_SIDE)} x {max(width, MIN_SIDE)}"
             )
         # Sides of the quarter-size branch are rounded down once (to whole pixels), then up by its strided layers.
         if self.training and batch_size == 1 and max(height, width) < COARSEST_STRIDE + MIN_SIDE:
-            raise ValueError(
-                f"images have the shape {list(images.shape)}; a batch norm cannot train on the single pixel that is "
+            raise InputError(
+                f"images have the shape {list(shape)}; a batch norm cannot train on the single pixel that is "
                 f"left of one image below {COARSEST_STRIDE + MIN_SIDE} pixels: take a larger crop or two images"
             )
 

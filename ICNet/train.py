@@ -17,7 +17,7 @@ import torch
 
 from common.amp import Amp, autocast, effective_opt_level
 from common.backbone import load_imagenet
-from common.checkpoint import find_resume, load_model, load_weights, read_resumable, resume, save
+from common.checkpoint import continues_run, find_resume, load_model, load_weights, read_resumable, resume, save
 from common.cityscapes import CLASS_NAMES, NUM_CLASSES, PALETTE, check_pairs
 from common.data import batches, steps_in_epoch, worker_count
 from common.device import data_parallel, launch, setup
@@ -50,7 +50,7 @@ def main(args) -> dict:
         parameter_groups(model, args.lr, args.head_lr_factor),
         momentum=args.momentum,
         weight_decay=args.weight_decay,
-        fused=world.device.type in ("cpu", "cuda"),  # skips a non-finite step without asking the device
+        fused=world.device.type in ("cpu", "cuda"),  # skips a step that is not finite without the host waiting for it
     )
     amp = Amp(model, optimizer, opt_level, args.loss_scale, world, args.amp_dtype)
     images_per_step = args.device_batch_size * world.size
@@ -62,15 +62,17 @@ def main(args) -> dict:
     steps_per_epoch = steps_in_epoch(train_set, images_per_step)
     total_steps = min(args.max_steps or sys.maxsize, args.epochs * steps_per_epoch)
     lr_factor = learning_rate_schedule(args.schedule, args.epochs, args.warmup_epochs, steps_per_epoch)
-    if first_step >= total_steps and (result := finished_result(args.output_dir)):
-        print(f"the run in {args.output_dir} is complete: {total_steps} of {total_steps} steps are done")
+    continues = continues_run(checkpoint, args.output_dir)
+    result = finished_result(args.output_dir) if continues and first_step >= total_steps else None
+    if result and result["steps"] == first_step:  # one of fewer steps is of an earlier, shorter run
+        if world.is_main:
+            print(f"the run in {args.output_dir} is complete: {first_step} of {total_steps} steps are done")
         return result
 
     case = case_name(presets.NETWORK, images_per_step, world, "acc" if args.validate else "perf")
-    continues = checkpoint is not None and checkpoint.resolve().parents[1] == Path(args.output_dir).resolve()
     log = RunLog(
         args.output_dir, world, total_steps, steps_per_epoch, images_per_step, vars(args), case, presets.NETWORK,
-        first_step, best, continues, args.log_every_steps,
+        first_step, best if continues else None, continues, args.log_every_steps,
     )  # fmt: skip
     for note in notes:
         log.say(note)
@@ -169,15 +171,22 @@ def check(args, world_size: int) -> None:
     """Raise InputError for what cannot work, before any process or training step starts."""
     train_set, val_set = datasets(args)
     if args.check_data:
-        check_pairs([pair for dataset in (train_set, val_set) if dataset for pair in dataset.pairs])
+        check_pairs(train_set.pairs if train_set else [])
+        check_pairs(val_set.pairs if val_set else [], decode_images=True)
     checkpoint = find_resume(args.resume, args.output_dir)
-    check_output_dir(args.output_dir, continues=checkpoint is not None)
+    check_output_dir(args.output_dir, continues_run(checkpoint, args.output_dir))
     if args.evaluate:
         trained_model(args)
+        if Path(args.output_dir).resolve() in Path(args.checkpoint).resolve().parents:
+            raise InputError(
+                f"--checkpoint {args.checkpoint} is in --output_dir {args.output_dir}, whose run would be moved aside; "
+                "give another --output_dir for the evaluation"
+            )
         return
     images_per_step = args.device_batch_size * world_size
     steps_in_epoch(train_set, images_per_step)
     model = build_model(NUM_CLASSES, args.backbone)
+    model.check_shape((args.device_batch_size, 3, args.crop_size, args.crop_size))
     if checkpoint:
         read_resumable(checkpoint, model, images_per_step)
     else:

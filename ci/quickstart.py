@@ -1,6 +1,8 @@
 """Train a model on the embedded sample, draw what it sees, and show the result. Started by quickstart.sh."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,20 +18,25 @@ def main(arguments: list[str]) -> int:
         print(f"quickstart: error: no model '{model}'; there are {', '.join(models)}", file=sys.stderr)
         return 2
     folder = ROOT / model
-    run = folder / "output" / "quickstart"
+    sys.path.insert(0, str(ROOT))
+    from common.args import parse_args
+    from common.sample import cityscapes_sample
+
+    # answers --help and a wrong flag at once, and says where the run will be
+    args = parse_args(importlib.import_module(f"{model}.presets"), ["--preset", "quickstart", *arguments])
+    run = Path(args.output_dir)
     pictures = run / "pictures"
     training = subprocess.run([sys.executable, folder / "train.py", "--preset", "quickstart", *arguments])
     if training.returncode:
         return training.returncode
     result = json.loads((run / "result.json").read_text())
 
-    sys.path.insert(0, str(ROOT))
-    from common.sample import cityscapes_sample
-
+    data = cityscapes_sample() if args.data_path == "sample" else Path(args.data_path)
+    weights = run / "checkpoints" / ("best.pt" if args.validate else "last.pt")
     drawn = subprocess.run(
         [
-            *(sys.executable, folder / "predict.py", "--checkpoint", run / "checkpoints" / "best.pt"),
-            *("--input", cityscapes_sample() / "leftImg8bit" / "val", "--output", pictures),
+            *(sys.executable, folder / "predict.py", "--checkpoint", weights),
+            *("--input", data / "leftImg8bit" / "val", "--output", pictures),
         ],
         stdout=subprocess.DEVNULL,
     )
@@ -37,19 +44,20 @@ def main(arguments: list[str]) -> int:
         return drawn.returncode
 
     rows = {
-        "mIoU": f"{result['miou']:.3f}",
-        "pixel accuracy": f"{result['pixel_accuracy']:.3f}",
-        "images/s (training)": f"{result['images_per_second']:.2f}",
-        "duration": f"{result['duration_seconds']:.0f} s",
+        "mIoU": (result.get("miou"), ".3f"),
+        "pixel accuracy": (result.get("pixel_accuracy"), ".3f"),
+        "images/s (training)": (result["images_per_second"], ".2f"),
+        "duration": (result["duration_seconds"], ".0f"),
     }
-    print(f"\n{model} on the validation images of the embedded sample")
-    for name, value in rows.items():
-        print(f"  {name:<22}{value:>10}")
+    print(f"\n{model} on the validation images of {'the embedded sample' if args.data_path == 'sample' else data}")
+    for name, (value, form) in rows.items():
+        shown = "n/a" if value is None else format(value, form)
+        print(f"  {name:<22}{shown:>10}{' s' if name == 'duration' else ''}")
     overlays = sorted(pictures.rglob("*_overlay.png"))
     print(f"\n{len(overlays)} overlays and coloured masks, for example")
     for path in overlays[:3]:
-        print(f"  {path.relative_to(ROOT)}")
-    print(f"Curves and examples of each evaluation: tensorboard --logdir {(run / 'events').relative_to(ROOT)}")
+        print(f"  {os.path.relpath(path, ROOT)}")
+    print(f"Curves and examples of each evaluation: tensorboard --logdir {os.path.relpath(run / 'events', ROOT)}")
     return 0
 
 

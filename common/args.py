@@ -9,7 +9,10 @@ Nothing here imports torch: `--help` answers at once, and a wrong flag is refuse
 """
 
 import argparse
+import os
+import signal
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -39,9 +42,16 @@ def _at_least(kind: Callable, low: float, words: str, below: float = float("inf"
 
 _positive = _at_least(int, 1, "a whole number of at least 1")
 _count = _at_least(int, 0, "a whole number of at least 0")
-_amount = _at_least(float, 0, "a number of at least 0")
+_amount = _at_least(float, 0, "a finite number of at least 0")
 _seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  # what NumPy takes
 _port = _at_least(int, 1, "a port from 1 to 65535", below=2**16)
+
+
+def _share(text: str) -> float:
+    value = _amount(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0 and below 1")
+    return value
 
 
 def _device_list(text: str) -> list[int]:
@@ -91,7 +101,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
     "optimizer": {
         "lr": (_amount, "initial learning rate"),
         "head_lr_factor": (_amount, "learning rate of the layers that are not pretrained, relative to --lr"),
-        "momentum": (_amount, "momentum of SGD"),
+        "momentum": (_share, "momentum of SGD"),
         "weight_decay": (_amount, "L2 penalty on all weights"),
     },
     "precision": {
@@ -135,7 +145,16 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=120)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviations, and - for _, and reports an error in one line."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **options})
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's (parse_args goes through it too). Without `args`, those that the script was started with."""
+        return super().parse_known_args(_with_underscores(_script_arguments() if args is None else args), namespace)
+
     def error(self, message: str):
         """One line, without the usage of sixty flags."""
         print(f"{self.prog}: error: {message}; see --help", file=sys.stderr)
@@ -149,13 +168,12 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
     {original spelling: flag}. Ends with exit code 2 and one line for a flag or a value that is not accepted.
     The result has also `preset` and `given`: the names of the flags that stood on the command line.
     """
-    argv = _with_underscores(sys.argv[1:] if argv is None else argv)
     default = next(iter(presets.PRESETS))
-    first = _Parser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     first.add_argument("--preset", choices=list(presets.PRESETS), default=default)
     values = presets.PRESETS[first.parse_known_args(argv)[0].preset]
 
-    parser = _Parser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+    parser = Parser(description=description)
     parser.add_argument(
         "--preset",
         choices=list(presets.PRESETS),
@@ -204,8 +222,31 @@ def _add_flag(group, name: str, kind, text: str, aliases: list[str], default, pr
 
 
 def _metavar(kind) -> str:
-    known = {str: "TEXT", _device_list: "LIST", _amount: "NUMBER", _workers: "N|auto", _loss_scale: "SCALE"}
+    known = {
+        str: "TEXT",
+        _device_list: "LIST",
+        _amount: "NUMBER",
+        _share: "NUMBER",
+        _workers: "N|auto",
+        _loss_scale: "SCALE",
+    }
     return known.get(kind, "N")
+
+
+def _script_arguments() -> list[str]:
+    """The command line of a script that goes on to import torch, which takes seconds.
+
+    Until `common.device.exit_codes` takes over, Ctrl-C ends the program with one line: as an exception it would be a
+    page about an import, or be swallowed by one.
+    """
+
+    def end(*_):
+        os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode())
+        os._exit(130)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, end)
+    return sys.argv[1:]
 
 
 def _with_underscores(argv: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from common.checkpoint import load_tensors
 from common.errors import InputError
 
 DOWNLOAD_TIMEOUT_SECONDS = 10  # of a connection without answer: a machine without network is to say so soon
@@ -221,15 +223,14 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         member = _zipped_checkpoint(path)
         if member is None:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_tensors(path, path)
         else:
             with zipfile.ZipFile(path) as archive:
-                checkpoint = torch.load(io.BytesIO(archive.read(member)), map_location="cpu", weights_only=True)
-    except Exception as error:  # reading a truncated or foreign file can fail in nearly any way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                checkpoint = load_tensors(path, io.BytesIO(archive.read(member)))
+    except (InputError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"cannot read {path} as ImageNet weights ({reason}): it is damaged or no checkpoint; "
-            "get it again, or train from scratch with --pretrained none"
+            f"cannot read {path} as ImageNet weights ({error}): get it again, or train from scratch with "
+            "--pretrained none"
         ) from error
     state = plain_state_dict(checkpoint) if isinstance(checkpoint, Mapping) else {}
     if not state:

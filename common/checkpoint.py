@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def save(
     """Write checkpoints/last.pt (everything a run needs to continue) and, when `is_best`, best.pt (weights).
 
     step: the 0-based step that was done last. The main process writes; the others return at once.
-    Weights are float32 at every opt level. `model.options` and its class name let a file be recognised.
+    Weights are float32 at every opt level, and all tensors are on the CPU: torch_npu writes those of an NPU in a form
+    of its own, which weights_only=True may refuse. `model.options` and its class name let a file be recognised.
     """
     if not world.is_main:
         return
@@ -39,7 +41,7 @@ def save(
         "format": FORMAT,
         "model_class": type(model).__name__,
         "options": model.options,
-        "model": amp.model_state(),
+        "model": _on_cpu(amp.model_state()),
         "steps_done": step + 1,
         "best": best,
         "images_per_step": images_per_step,
@@ -47,8 +49,17 @@ def save(
     folder = Path(output_dir) / "checkpoints"
     if is_best:
         write_atomically(folder / "best.pt", lambda file: torch.save(state, file))
-    state |= {"optimizer": optimizer.state_dict(), "amp": amp.state_dict()}
+    state |= {"optimizer": _on_cpu(optimizer.state_dict()), "amp": _on_cpu(amp.state_dict())}
     write_atomically(folder / "last.pt", lambda file: torch.save(state, file))
+
+
+def _on_cpu(value):
+    """The same nested dictionaries and lists with every tensor on the CPU."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
 
 
 def write_atomically(path: Path, write: Callable) -> None:
@@ -77,19 +88,29 @@ def _umask() -> int:
     return mask
 
 
+def load_tensors(path: Path, source):
+    """What torch.load makes of `source` (a file or a file object), on the CPU, without running code of the file.
+
+    Raises InputError, naming `path`, for a file that is damaged, cut off, or holds other things than tensors.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol, for files that are refused below anyway
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        if "Weights only load failed" in str(error) or "Unsupported" in str(error):
+            reason = "holds objects other than tensors, or is no file of weights"
+        else:
+            reason = f"is damaged, cut off ({path.stat().st_size} bytes) or no file of weights"
+        raise InputError(f"{path} {reason}; give another file") from error
+
+
 def read(path: str | Path) -> dict:
     """The content of a checkpoint file, on the CPU. Raises InputError for one that is missing, damaged or none."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint {path}; give a file that training wrote (checkpoints/last.pt or best.pt)")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{path} is no checkpoint that can be read, or is cut off ({path.stat().st_size} bytes; {reason[:120]}); "
-            "give another file"
-        ) from error
+    content = load_tensors(path, path)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds a {type(content).__name__} and no weights; give a checkpoint file")
     return content
@@ -101,6 +122,11 @@ def find_resume(resume: str, output_dir: str | Path) -> Path | None:
         last = Path(output_dir) / "checkpoints" / "last.pt"
         return last if last.exists() else None
     return Path(resume) if resume else None
+
+
+def continues_run(checkpoint: Path | None, output_dir: str | Path) -> bool:
+    """Whether a run resumed from `checkpoint` goes on in the folder of the run that wrote it."""
+    return checkpoint is not None and checkpoint.resolve().parent.parent == Path(output_dir).resolve()
 
 
 def read_resumable(path: str | Path, model: nn.Module, images_per_step: int) -> dict:

@@ -10,12 +10,11 @@ import numpy as np
 from PIL import Image
 
 from common import IGNORE_INDEX
-from common.errors import InputError
+from common.errors import UNREADABLE, InputError
 
 NUM_CLASSES = 19
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelIds.png"
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, for a damaged or foreign file
 
 
 class Label(NamedTuple):
@@ -105,26 +104,29 @@ def find_pairs(root: str | Path, split: str, label_suffix: str = LABEL_SUFFIX) -
     return [Pair(images[name], labels[name]) for name in sorted(images)]
 
 
-def check_pairs(pairs: Sequence[Pair], known_values: frozenset[int] = KNOWN_LABEL_IDS) -> None:
+def check_pairs(
+    pairs: Sequence[Pair], known_values: frozenset[int] = KNOWN_LABEL_IDS, decode_images: bool = False
+) -> None:
     """Open every label file once and refuse what training could not use, before anything is trained.
 
     Raises InputError naming the file: a label that cannot be decoded or is not 8-bit single-channel, values outside
-    `known_values`, a picture that is no image, or one whose size is not that of its label. Pictures are not decoded
-    here (that takes as long as an epoch); a damaged one is reported when training reads it.
+    `known_values`, a picture that is no image, or one whose size is not that of its label. Of a picture the header
+    alone is read, unless `decode_images`: for the training pictures that would take as long as an epoch, and training
+    reports a damaged one when it comes to it; validation would after an epoch of training only.
     """
     with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
-        for problem in pool.map(lambda pair: _problem_of(pair, known_values), pairs):
+        for problem in pool.map(lambda pair: _problem_of(pair, known_values, decode_images), pairs):
             if problem:
                 pool.shutdown(cancel_futures=True)
                 raise InputError(problem)
 
 
-def _problem_of(pair: Pair, known_values: frozenset[int]) -> str | None:
+def _problem_of(pair: Pair, known_values: frozenset[int], decode_image: bool) -> str | None:
     try:
         with Image.open(pair.label) as label:
             if label.mode not in ("L", "P"):
                 return (
-                    f"{pair.label} is a {label.mode} image; labels are 8-bit single-channel PNG files of ids "
+                    f"{pair.label} is an image of mode {label.mode}; labels are 8-bit single-channel PNG files of ids "
                     "(a *_color.png file cannot be used)"
                 )
             label_size = label.size
@@ -139,6 +141,8 @@ def _problem_of(pair: Pair, known_values: frozenset[int]) -> str | None:
     try:
         with Image.open(pair.image) as image:  # reads the header alone
             image_size = image.size
+            if decode_image:
+                image.load()
     except UNREADABLE as error:
         return f"cannot read the image {pair.image} ({error}); unpack or download it again"
     if image_size != label_size:
@@ -152,7 +156,7 @@ def _problem_of(pair: Pair, known_values: frozenset[int]) -> str | None:
 def _check_layout(root: Path, split: str, images_dir: Path, labels_dir: Path) -> None:
     needed = "--data_path must name the folder that holds leftImg8bit/ and gtFine/ (or be 'sample')"
     if not root.is_dir():
-        raise InputError(f"no folder {root}; {needed}")
+        raise InputError(f"{root} is a file; {needed}" if root.is_file() else f"no folder {root}; {needed}")
     entries = sorted(entry.name for entry in root.iterdir())
     if not entries:
         raise InputError(f"the folder {root} is empty; {needed}")

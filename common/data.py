@@ -76,7 +76,8 @@ class StepSampler:
         for step in range(self.first_step, self.total_steps):
             epoch, step_in_epoch = divmod(step, steps_per_epoch)
             if epoch != order_epoch:
-                order = np.random.default_rng((self.seed, epoch)).permutation(self.dataset_length)
+                # the last number keeps the shuffle apart from the samples' own generators
+                order = sample_rng(self.seed, epoch, self.dataset_length).permutation(self.dataset_length)
                 order_epoch = epoch
             start = step_in_epoch * self.images_per_step + self.rank * self.device_batch_size
             yield [(epoch, int(index)) for index in order[start : start + self.device_batch_size]]

@@ -1,10 +1,16 @@
 """Find the device (NPU, CUDA or CPU), start and join the processes, and sum over them."""
 
 import contextlib
+import ctypes
 import importlib.util
+import inspect
+import logging
 import os
 import random
+import re
+import signal
 import sys
+import threading
 import traceback
 from argparse import Namespace
 from collections.abc import Callable
@@ -149,8 +155,10 @@ def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable
             if len(devices) * args.nnodes > 1:
                 _run_torchrun(len(devices), args)
                 return
-        elif not os.environ.get(CHECKED):
-            check(args, int(os.environ["WORLD_SIZE"]))
+        else:
+            _end_with_parent()
+            if not os.environ.get(CHECKED):
+                check(args, int(os.environ["WORLD_SIZE"]))
         main(args)
         if dist.is_initialized():
             if dist.get_backend() == "gloo":
@@ -162,6 +170,8 @@ def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable
 def exit_codes():
     """Turn what a user can mend into one line and an exit code; anything else keeps its traceback."""
     name = os.path.basename(sys.argv[0])
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # takes over from common.args
     try:
         yield
     except InputError as error:
@@ -171,10 +181,14 @@ def exit_codes():
         print(f"{name}: stopped: {error}", file=sys.stderr)
         _exit(1)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; continue with the same command and --resume auto", file=sys.stderr)
+        if "LOCAL_RANK" not in os.environ:  # the processes of a run leave the word to the one that started them
+            print(f"{name}: interrupted; continue with the same command and --resume auto", file=sys.stderr)
         _exit(130)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if dist.is_initialized() and re.search("Connection (closed|reset)|Broken pipe", str(error)):
+            print(f"{name}: process {dist.get_rank()} has lost another process of the run", file=sys.stderr)
+        else:
+            traceback.print_exc()
         _exit(1)
 
 
@@ -185,6 +199,13 @@ def _exit(code: int) -> None:
     if dist.is_initialized():
         os._exit(code)
     sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    """Have the system kill this process when torchrun is killed: it would keep its device and the folder of the run."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _run_torchrun(processes: int, args: Namespace) -> None:
@@ -200,15 +221,27 @@ def _run_torchrun(processes: int, args: Namespace) -> None:
             f"--master_addr={args.master_addr}",
             f"--master_port={args.master_port}",
         ]
+        print(
+            f"machine {args.node_rank} of {args.nnodes}: joining at {args.master_addr}:{args.master_port}", flush=True
+        )
     else:
         command += ["--standalone"]  # finds a free port by itself
     os.environ[CHECKED] = "1"
     # torchrun would set one thread per process, which leaves most cores of a CPU run idle
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // processes)))
+    # our processes say themselves why they end, in one line; torchrun would add a page about each
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for logger in list(logging.root.manager.loggerDict):
+        if logger.startswith("torch.distributed.elastic."):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         run(get_args_parser().parse_args([*command, *sys.argv]))
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
+        failures = list(error.failures.values())
+        for failure in failures:
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # SIGTERM is how torchrun ends the others
+                print(f"process {failure.local_rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
+        codes = [failure.exitcode for failure in failures if failure.exitcode > 0]
         sys.exit(2 if 2 in codes else (codes or [1])[0])
     except SignalException as error:
         raise KeyboardInterrupt from error
@@ -262,10 +295,12 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
     """
     if world.size == 1:
         return model
+    parallel = nn.parallel.DistributedDataParallel
+    # the newer name of the option, from torch 2.15 on
+    renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters
+    no_exchange = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     device_ids = None if world.device.type == "cpu" else [world.device.index]
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    return parallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **no_exchange)
 
 
 def share_buffers(model: nn.Module, world: World) -> None:

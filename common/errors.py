@@ -1,5 +1,10 @@
 """The two ways a run ends because of something its user can mend."""
 
+from PIL import Image
+
+# what Pillow raises for a damaged or foreign file
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 
 class InputError(ValueError):
     """Something the user gave cannot work. The message says what was given, what is needed and what to do, in one line.

@@ -1,7 +1,5 @@
 """From pictures to coloured masks, with the weights of any of our checkpoints or of the reference's."""
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common import IGNORE_INDEX
+from common.args import Parser
 from common.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
@@ -20,7 +19,7 @@ def parse_predict_args(options: dict[str, list[str]], description: str, argv: li
 
     Files of our own training say themselves how their model is built; the options are for files of the reference.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description)
     parser.add_argument("--checkpoint", required=True, help="weights: checkpoints/best.pt, or a file of the reference")
     parser.add_argument("--input", required=True, help="an image, or a folder that is searched for images")
     parser.add_argument("--output", required=True, help="folder for the pictures; made if it is not there")
@@ -29,7 +28,7 @@ def parse_predict_args(options: dict[str, list[str]], description: str, argv: li
         parser.add_argument(
             f"--{name}", choices=choices, default=choices[0], help=f"for files of the reference; default: {choices[0]}"
         )
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv)
     args.options = {name: getattr(args, name) for name in options}
     return args
 
@@ -86,9 +85,9 @@ def predict(
 
     root = Path(args.input) if Path(args.input).is_dir() else Path(args.input).parent
     images = _without_output(find_images(args.input), args)
-    output = _writable_folder(args.output)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": num_classes, **args.options})
     world = setup(args.device)
+    output = _writable_folder(args.output)
     model.to(world.device).eval()
 
     written = []
@@ -138,5 +137,6 @@ def _writable_folder(path: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"--output {folder} cannot be written to ({error.strerror}); give another folder") from error
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise InputError(f"--output {folder} cannot be written to ({reason}); give another folder") from error
     return folder

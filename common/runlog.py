@@ -24,6 +24,7 @@ from common.device import World, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged, InputError
 
 RATE_WARMUP_STEPS = 10  # steps that do not count in images/s: workers start, kernels are chosen
+MAX_SKIPPED_IN_A_ROW = 40  # a dynamic loss scale has come from 2^16 to 2^-24 by then: it is not the scale
 RUN_MARK = "config.json"  # a folder that holds it is a run of ours
 
 
@@ -43,6 +44,8 @@ def check_output_dir(output_dir: str | Path, continues: bool = False) -> None:
         )
     if path.exists() and not continues and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"--output_dir {path}: the run in it cannot be moved aside, {path.parent} is not writable")
+    if path.exists():
+        _take_lock(path).close()  # refuses a folder that another run is writing to
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -96,6 +99,7 @@ class RunLog:
         self.started = time.time()
         self._pending: list[Tensor] = []  # losses of the steps since the last line, on the device
         self._mark = time.perf_counter()  # since when the present stretch of training steps runs
+        self._skipped, self._skipped_in_a_row = None, 0  # steps with gradients that are not finite
         self._data_seconds = 0.0  # of that stretch: waiting for the next batch
         self._rated_images, self._rated_seconds = 0, 0.0
         self._warm = first_step + min(RATE_WARMUP_STEPS, (total_steps - first_step) // 2)
@@ -149,6 +153,8 @@ class RunLog:
                 f"the checkpoints in {self.output_dir / 'checkpoints'} are from before. "
                 "Lower --lr, lengthen the warm-up, or try --no_amp"
             )
+        if amp is not None:
+            self._check_skipped(amp.skipped_steps.item(), steps)
         self.loss = losses.mean().item()
         rate = steps * self.images_per_step / seconds
         if rated and self.step > self._warm:
@@ -157,6 +163,16 @@ class RunLog:
         if self.world.is_main:
             self._report_training(optimizer, amp, rate, data_seconds / seconds)
         self.restart_clock()
+
+    def _check_skipped(self, skipped: int, steps: int) -> None:
+        """Raise Diverged when the loss is finite and yet no step has changed anything for long."""
+        all_of_them = self._skipped is not None and skipped - self._skipped == steps
+        self._skipped, self._skipped_in_a_row = skipped, self._skipped_in_a_row + steps if all_of_them else 0
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise Diverged(
+                f"the gradients of the last {self._skipped_in_a_row} steps up to {self.step} of {self.total_steps} "
+                "were not finite, and the steps skipped; lower --lr or a fixed --loss_scale, or try --no_amp"
+            )
 
     def _report_training(self, optimizer: Optimizer, amp, rate: float, data_share: float) -> None:
         lr = optimizer.param_groups[0]["lr"]
@@ -296,10 +312,8 @@ class RunLog:
 
     def _open(self, continues: bool) -> None:
         check_output_dir(self.output_dir, continues)
-        if self.output_dir.exists():
-            _take_lock(self.output_dir).close()  # a run in progress must not be moved
-            if not continues and _visible(self.output_dir):
-                _move_aside(self.output_dir)
+        if not continues and self.output_dir.exists() and _visible(self.output_dir):
+            _move_aside(self.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._lock = _take_lock(self.output_dir)
         if continues:
@@ -314,7 +328,9 @@ class RunLog:
         # hides what an interrupted run wrote from the first step on that is done again
         purge_step = self.first_step + 1 if continues else None
         self._events = SummaryWriter(str(self.output_dir / "events"), purge_step=purge_step)
-        if sys.stderr.isatty() and self.total_steps > self.first_step:
+        # a terminal that tells no width (some remote shells) has no room for a bar: it gets the lines
+        wide = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        if wide and self.total_steps > self.first_step:
             self._bar = tqdm(
                 total=self.total_steps, initial=self.first_step, unit="step", dynamic_ncols=True, smoothing=0.1
             )

@@ -10,12 +10,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from common import IGNORE_INDEX
-from common.errors import InputError
+from common.errors import UNREADABLE, InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, for a damaged or foreign file
 
 
 def read_image(path) -> Image.Image:

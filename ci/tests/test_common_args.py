@@ -113,10 +113,10 @@ def test_abbreviations_are_refused(capsys, presets, flag):
         (["--epochs", "1.5"], "'1.5' is not a whole number of at least 1"),
         (["--epochs", "many"], "'many' is not a whole number of at least 1"),
         (["--max_steps", "-1"], "'-1' is not a whole number of at least 0"),
-        (["--lr", "-0.1"], "'-0.1' is not a number of at least 0"),
-        (["--lr", "nan"], "'nan' is not a number of at least 0"),
-        (["--lr", "inf"], "'inf' is not a number of at least 0"),
-        (["--init_lr", "fast"], "'fast' is not a number of at least 0"),
+        (["--lr", "-0.1"], "'-0.1' is not a finite number of at least 0"),
+        (["--lr", "nan"], "'nan' is not a finite number of at least 0"),
+        (["--lr", "inf"], "'inf' is not a finite number of at least 0"),
+        (["--init_lr", "fast"], "'fast' is not a finite number of at least 0"),
         (["--workers", "-1"], "'-1' is not a whole number of at least 0"),
         (["--workers", "all"], "'all'"),
         (["--loss_scale", "0"], "'0' is not 'dynamic'"),
@@ -256,3 +256,7 @@ def test_flags_are_answered_without_importing_torch():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "0.2 8 False False\n", run.stderr
+
+
+def test_a_momentum_of_one_is_refused(capsys):
+    assert "'1' is not a number of at least 0 and below 1" in refused(capsys, icnet, "--momentum", "1")

@@ -277,10 +277,10 @@ def write_bad(kind: str, path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_refused_and_nothing_in_it_is_executed(tmp_path, kind):
     path = tmp_path / "some.pt"
     write_bad(kind, path)
-    with pytest.raises(InputError, match="some.pt is no checkpoint that can be read, or is cut off") as error:
+    reason = r"some\.pt (is damaged, cut off|holds objects other than tensors).* no file of weights; give another"
+    with pytest.raises(InputError, match=reason) as error:
         read(path)
     assert "\n" not in str(error.value)
-    assert f"{path.stat().st_size} bytes" in str(error.value)
     assert not (tmp_path / "sprung").exists()
 
 

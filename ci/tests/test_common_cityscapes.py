@@ -285,7 +285,7 @@ def test_many_unknown_values_are_cut_short(pairs):
 def test_labels_of_another_mode_are_refused(pairs, mode, dtype):
     label = Image.fromarray(np.zeros((16, 24), dtype)) if dtype else Image.new(mode, (24, 16))
     label.save(pairs[3].label)
-    assert re.search(rf"{re.escape(str(pairs[3].label))} is a {mode} image; labels are 8-bit", refusal(pairs))
+    assert re.search(rf"{re.escape(str(pairs[3].label))} is an image of mode {mode}; labels are 8-bit", refusal(pairs))
 
 
 def test_sizes_that_differ_are_given_as_width_and_height(pairs):
@@ -321,3 +321,12 @@ def test_the_first_of_several_problems_is_reported(pairs):
     for pair in pairs[1:]:
         pair.label.write_bytes(b"")
     assert str(pairs[1].label) in refusal(pairs)
+
+
+def test_pictures_are_decoded_where_that_is_asked_for(tiny_cityscapes):
+    pairs = find_pairs(tiny_cityscapes(val=2), "val")
+    whole = pairs[1].image.read_bytes()
+    pairs[1].image.write_bytes(whole[: len(whole) // 2])
+    check_pairs(pairs)  # the header is there
+    with pytest.raises(InputError, match=f"cannot read the image {re.escape(str(pairs[1].image))} .*truncated"):
+        check_pairs(pairs, decode_images=True)

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -459,3 +461,74 @@ def test_a_torchrun_of_the_user_works_too(tmp_path):
     run, seen = started_in_two_processes(tmp_path, "well", *command)
     assert seen == {"checked": "2 2 ", "rank_0": "2 0 21", "rank_1": "2 1 21"}
     assert run.returncode == 0, run.stderr
+
+
+KILLED = """
+import os, sys, time
+from argparse import Namespace
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from common.device import launch
+
+def main(args):
+    Path(sys.argv[1], f"pid_{{os.environ['RANK']}}").write_text(str(os.getpid()))
+    time.sleep(60)
+
+args = Namespace(device="cpu", devices=2, device_list=None, distributed=None, nnodes=1, node_rank=0)
+launch(main, args, lambda args, world_size: None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends orphans on Linux alone")
+def test_the_processes_of_a_run_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "train.py").write_text(KILLED.format(root=str(ROOT)))
+    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN} | {"OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen([sys.executable, "train.py", str(tmp_path)], cwd=tmp_path, env=environment)
+    files = [tmp_path / f"pid_{rank}" for rank in range(2)]
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: not any(is_running(int(file.read_text())) for file in files))
+
+
+def wait_until(condition, seconds=60):
+    for _ in range(seconds * 10):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still not so after {seconds} s")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # a zombie is only waiting to be counted
+
+
+def test_a_lost_process_is_one_line_and_a_bug_is_a_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(device.os, "_exit", sys.exit)
+    for message, lines in (("[pair.cc:534] Connection closed by peer [127.0.0.1]:1", 1), ("size mismatch", None)):
+        with pytest.raises(SystemExit) as end, device.exit_codes():
+            raise RuntimeError(message)
+        said = capsys.readouterr().err
+        assert end.value.code == 1
+        assert said.count("\n") == 1 if lines else "Traceback" in said
+
+
+INTERRUPTED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from common.args import Parser
+Parser().parse_args()
+os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, while a real script imports torch
+"""
+
+
+def test_ctrl_c_before_the_run_is_one_line():
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED.format(root=str(ROOT))], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (130, "")
+    assert run.stderr.endswith(": interrupted\n") and run.stderr.count("\n") == 1

@@ -231,9 +231,9 @@ def cut_off(path):
     [
         (lambda path: None, r"no checkpoint .*w\.pt; give a file"),
         (lambda path: path.mkdir(), r"no checkpoint .*w\.pt; give a file"),
-        (cut_off, r"w\.pt is no checkpoint that can be read, or is cut off \(200 bytes"),
-        (lambda path: path.write_bytes(b""), r"w\.pt is no checkpoint .*0 bytes"),
-        (lambda path: path.write_text("<html>not found</html>"), r"w\.pt is no checkpoint"),
+        (cut_off, r"w\.pt is damaged, cut off \(200 bytes\) or no file of weights"),
+        (lambda path: path.write_bytes(b""), r"w\.pt is damaged, cut off \(0 bytes\)"),
+        (lambda path: path.write_text("<html>not found</html>"), r"w\.pt holds .* no file of weights"),
         (lambda path: torch.save([1, 2], path), r"w\.pt holds a list and no weights"),
         (lambda path: torch.save({"other.weight": torch.zeros(1)}, path), r"1 missing: classifier\.weight.*unexpected"),
         (lambda path: our_checkpoint(path, model={}), r"1 missing: classifier\.weight"),

@@ -223,6 +223,19 @@ def test_a_score_that_is_nan_is_never_the_best(tmp_path):
     assert log.eval({"miou": 0.0}) is True
 
 
+def test_a_run_that_skips_every_step_is_stopped(tmp_path):
+    amp = SimpleNamespace(opt_level="O1", loss_scale=lambda: 1e9, skipped_steps=torch.tensor(0))
+    log = open_log(tmp_path / "run", total=200)
+    with pytest.raises(Diverged, match="gradients of the last 40 steps up to 41 of 200 were not finite"):
+        for step in range(200):
+            amp.skipped_steps += 1
+            train(log, [step], amp=amp)
+    log = open_log(tmp_path / "other", total=200)
+    for step in range(200):  # every other step is done: that is a run
+        amp.skipped_steps += step % 2
+        train(log, [step], amp=amp)
+
+
 def test_skipped_steps_and_the_loss_scale_are_reported(tmp_path, capsys):
     amp = SimpleNamespace(opt_level="O1", loss_scale=lambda: 1024.0, skipped_steps=torch.tensor(0))
     log = open_log(tmp_path / "run")

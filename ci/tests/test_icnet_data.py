@@ -3,9 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from common.cityscapes import find_pairs
+from common.cityscapes import NUM_CLASSES, find_pairs
+from common.device import World
 from common.errors import InputError
+from common.evaluate import evaluate
+from common.sample import draw_cityscapes
 from ICNet.data import EvalSet, TrainSet, build_datasets
+from ICNet.model import build_model
 
 # label id -> train id, by hand; every other id is ignored
 TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
@@ -117,3 +121,25 @@ def test_half_of_the_training_images_are_blurred_and_no_target(tiny_cityscapes, 
     sharp = [train_set[epoch, 0] for epoch in range(60)]
     assert all(torch.equal(target, same) for (_, target), (_, same) in zip(samples, sharp, strict=True))
     assert 15 < sum(not torch.equal(image, other) for (image, _), (other, _) in zip(samples, sharp, strict=True)) < 40
+
+
+def test_an_untrained_network_scores_next_to_nothing_on_the_embedded_sample(tmp_path):
+    """What the sample teaches is learnt: initial weights find none of it."""
+    root = draw_cityscapes(tmp_path / "sample", train_images=1, val_images=6, size=(128, 256))
+    _, val_set = build_datasets(root, base_size=128, crop_size=64, seed=0, train=False)
+    torch.manual_seed(0)
+    matrix = evaluate(build_model(), val_set, NUM_CLASSES, batch_size=1, world=World(torch.device("cpu")), workers=0)
+    assert matrix.miou() < 0.1
+
+
+def test_scales_that_are_no_range_are_refused(tiny_cityscapes):
+    for scales in ((0.0, 2.0), (2.0, 0.5)):
+        with pytest.raises(InputError, match="--min_scale .* 0 < min <= max"):
+            build_datasets(tiny_cityscapes(), base_size=32, crop_size=16, seed=0, scales=scales)
+
+
+def test_a_label_of_another_size_is_refused_when_it_is_read(tiny_cityscapes):
+    pair = find_pairs(tiny_cityscapes(), "val")[0]
+    Image.open(pair.label).crop((0, 0, 10, 10)).save(pair.label)
+    with pytest.raises(InputError, match="must be of one size"):
+        EvalSet([pair])[0]
