@@ -42,7 +42,8 @@ def numbers(text):
 for requirement in sys.argv[1:]:
     name, _, least = requirement.partition(">=")
     try:
-        met = not least or numbers(version(name)) >= numbers(least)
+        installed = version(name)
+        met = not least or numbers(installed) >= numbers(least)
     except PackageNotFoundError:
         met = False
     if not met:
