@@ -328,6 +328,8 @@ class RunLog:
         # hides what an interrupted run wrote from the first step on that is done again
         purge_step = self.first_step + 1 if continues else None
         self._events = SummaryWriter(str(self.output_dir / "events"), purge_step=purge_step)
+        # an event at once: tensorboardX cannot close a file at exit to which it has not written (Python 3.12)
+        self._events.add_text("config", "\n".join(f"    {name}: {value}" for name, value in self.config.items()))
         # a terminal that tells no width (some remote shells) has no room for a bar: it gets the lines
         wide = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         if wide and self.total_steps > self.first_step:
