@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from common.data import batches
 from common.device import World, setup
 from common.errors import Diverged, InputError
 from common.evaluate import evaluate
@@ -73,12 +74,22 @@ def seeded_model() -> Normalised:
     return Normalised()
 
 
+def samples_of_steps(world: World, device_batch_size: int) -> list[tuple[int, list[int], list[int]]]:
+    """(step, epochs, indices) of this process's batches: three epochs of 11 images in steps of four, from step 1 on."""
+    stream = batches(Keyed(11), device_batch_size, world, seed=3, workers=1, first_step=1, total_steps=6)
+    return [(step, target[:, 0, 0].tolist(), images[:, 0, 0, 0].int().tolist()) for step, images, target in stream]
+
+
 def score_in_one_of_two_processes(rank: int, folder: Path) -> None:
-    """Evaluate, then let rank 1 alone have a loss that is nan; what each process saw goes to a file."""
+    """Read training batches, evaluate, then let rank 1 alone have a loss that is nan.
+
+    What each process saw goes to a file.
+    """
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
     torch.set_num_threads(1)
     world = setup("cpu")
+    samples = samples_of_steps(world, device_batch_size=2)
     model = seeded_model()
     if rank == 1:
         model.norm.running_mean.fill_(9.0)  # statistics of its own, which must not decide
@@ -99,9 +110,11 @@ def score_in_one_of_two_processes(rank: int, folder: Path) -> None:
         "running_mean": model.norm.running_mean,
         "tracked": model.norm.num_batches_tracked,
         "stopped": stopped,
+        "samples": samples,
     }
     torch.save(seen, folder / f"seen_by_{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # as `launch` ends a process of gloo
 
 
 def world(rank: int = 0, size: int = 1) -> World:

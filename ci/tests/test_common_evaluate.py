@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from ci.tests.common_workers import CLASSES, Scenes, score_in_one_of_two_processes, seeded_model, world
+from ci.tests.common_workers import (
+    CLASSES,
+    Scenes,
+    samples_of_steps,
+    score_in_one_of_two_processes,
+    seeded_model,
+    world,
+)
 from common import evaluate as evaluate_module
 from common.evaluate import evaluate, example_predictions
 
@@ -102,6 +109,15 @@ def test_two_processes_have_both_the_matrix_of_one_with_the_statistics_of_rank_0
         assert torch.equal(one["counts"], expected)
         assert torch.equal(one["running_mean"], torch.zeros(3))
         assert one["tracked"] == 0
+
+
+def test_two_processes_read_in_each_step_what_one_reads_in_the_same_order(seen):
+    _, both = seen
+    one = samples_of_steps(world(), device_batch_size=4)
+    assert [step for step, _, _ in one] == [1, 2, 3, 4, 5]
+    for first, second, whole in zip(both[0]["samples"], both[1]["samples"], one, strict=True):
+        assert first[0] == second[0] == whole[0]
+        assert (first[1] + second[1], first[2] + second[2]) == (whole[1], whole[2])
 
 
 def test_a_loss_that_is_nan_on_one_process_stops_both_at_the_same_step(seen):
