@@ -213,8 +213,7 @@ class RunLog:
         scores: name -> value in [0, 1]; class_iou: class name -> IoU, nan for a class that does not occur.
         """
         self.scores = scores
-        name, value = next(iter(scores.items()))
-        self.accuracy = value
+        self.accuracy = value = next(iter(scores.values()))
         is_best = not math.isnan(value) and (self.best is None or value > self.best)
         if is_best:
             self.best = value
@@ -229,7 +228,8 @@ class RunLog:
                 if not math.isnan(iou):  # a class that occurs nowhere has no curve
                     self._events.add_scalar(f"eval_class_iou/{key}", iou, self.step)
             values = "  ".join(f"{key} {score:.4f}" for key, score in scores.items())
-            self._say(f"evaluation at step {self.step}:  {values}{'  (best so far)' if is_best else ''}")
+            when = f" at step {self.step}" if self.total_steps else ""  # an evaluation without training has no step
+            self._say(f"evaluation{when}:  {values}{'  (best so far)' if is_best and self.total_steps else ''}")
             if class_iou:
                 self._say(
                     "  IoU:  " + "  ".join(f"{k} {'-' if math.isnan(v) else f'{v:.3f}'}" for k, v in class_iou.items())

@@ -198,7 +198,7 @@ def test_several_devices_never_become_several_cpu_processes_by_themselves():
 
 def test_setup_seeds_every_generator():
     def draw():
-        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002  the global generator is what is seeded
 
     assert setup("cpu", seed=3) == World(torch.device("cpu"), 0, 1)
     first = draw()

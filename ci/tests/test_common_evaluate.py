@@ -72,7 +72,10 @@ def test_the_forward_pass_runs_in_the_given_context():
     model = seeded_model()
     seen = []
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    bf16 = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
+
+    def bf16():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
     evaluate(model, Scenes(2), CLASSES, 2, world(), 0, bf16)
     example_predictions(model, Scenes(2), 1, world(), bf16)
     assert set(seen) == {torch.bfloat16}
