@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from common import IGNORE_INDEX
 from common.backbone import ResNet, find_imagenet, plain_state_dict
 from common.errors import InputError
+from common.losses import at_least_float32, cross_entropy
 
 # ImageNet weights with the stem 64, 64, 128, published by PyTorch-Encoding as zip files under IMAGENET_URL
 IMAGENET_FILES = {
@@ -38,11 +39,6 @@ COARSEST_STRIDE = 32  # of the features of the quarter-size branch, against the 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear with aligned corners, [B, C, h, w] -> [B, C, *size]: how this network resizes everything."""
     return F.interpolate(features, size=size, mode="bilinear", align_corners=True)
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits of a mixed-precision run in float32: neither a loss nor an upsampling is exact enough in 16 bits."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class ConvBNReLU(nn.Module):
@@ -234,13 +230,3 @@ def resize_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
 def blend_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear with aligned corners, truncated towards zero, [B, H, W] -> [B, *size] int64."""
     return resize(target[:, None].float(), size)[:, 0].long()
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Mean cross entropy over the pixels that are not ignored; 0, with gradients of 0, where there are none.
-
-    logits [B, C, h, w], labels [B, h, w] int64. PyTorch's own mean would be 0 / 0 for a batch without a valid pixel.
-    Shapes do not depend on the labels, and no value is fetched from the device.
-    """
-    losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=ignore_index, reduction="none")
-    return losses.sum() / (labels != ignore_index).sum().clamp(min=1)

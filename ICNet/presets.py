@@ -1,25 +1,26 @@
 """Every number of ICNet's runs. Sources: the Ascend ModelZoo package ICNet_ID1781_for_PyTorch (README, icnet_1p.yaml,
 icnet_8p.yaml, scripts) and, where named, liminn/ICNet-pytorch."""
 
+from common.args import RUN, RUN_ALIASES
+
 NETWORK = "ICNet_ID1781_for_PyTorch"
+LAYOUT = "cityscapes"
 CHOICES = {"arch": ["icnet"], "backbone": ["resnet50", "resnet101", "resnet152"]}
 
 # The defaults of the original README: plain `python train.py`.
 BASE = {
+    **RUN,
     "data_path": "./data/cityscapes",
     "base_size": 1024,
-    "crop_size": 960,
+    "crop_size": (960, 960),
     "min_scale": 0.5,
     "max_scale": 2.0,
     "check_data": True,
-    "workers": "auto",
     "arch": "icnet",
     "backbone": "resnet50",
     "pretrained": "./pretrained",
-    "load_from": "",
     "label_resize": "nearest",  # the original blends class ids: see the known issues in the README
     "epochs": 200,
-    "max_steps": 0,
     "device_batch_size": 16,
     "eval_batch_size": 16,
     "schedule": "cosine_epoch",
@@ -28,29 +29,8 @@ BASE = {
     "head_lr_factor": 1.0,  # the ModelZoo runs train all layers alike; liminn's poly schedule uses 10
     "momentum": 0.9,
     "weight_decay": 1e-4,
-    "amp": None,  # on for NPU and CUDA, off on the CPU
-    "opt_level": "O1",
-    "amp_dtype": "fp16",
-    "loss_scale": "dynamic",
-    "device": "auto",
-    "devices": 1,
-    "device_list": None,
-    "distributed": None,
-    "nnodes": 1,
-    "node_rank": 0,
-    "master_addr": "127.0.0.1",
-    "master_port": 29688,
-    "seed": 0,
-    "deterministic": False,
-    "evaluate": False,
-    "checkpoint": "",
-    "validate": True,
     "eval_every_epochs": 1,
     "eval_each_epoch_from": 1.0,
-    "output_dir": None,
-    "resume": "",
-    "save_every_steps": 0,
-    "log_every_steps": 10,
 }
 
 # One device: 7 images a step, 425 steps an epoch.
@@ -90,7 +70,7 @@ PRESETS = {
         "data_path": "sample",
         "pretrained": "none",
         "base_size": 256,
-        "crop_size": 192,
+        "crop_size": (192, 192),
         "min_scale": 0.8,
         "max_scale": 1.25,
         "epochs": 21,
@@ -100,22 +80,29 @@ PRESETS = {
         "warmup_epochs": 1,
         "eval_every_epochs": 7,
     },
+    # Whether everything works here: seconds on a CPU; the numbers mean nothing.
+    "tiny": {
+        **BASE,
+        "data_path": "sample",
+        "pretrained": "none",
+        "base_size": 64,
+        "crop_size": (64, 64),
+        "epochs": 2,
+        "device_batch_size": 2,
+        "eval_batch_size": 2,
+    },
 }
 
 # spelling of the original README, scripts and configuration files -> our flag
 ALIASES = {
+    **RUN_ALIASES,
     "cityscapes_root": "data_path",
-    "data": "data_path",
     "name": "arch",
     "more_path1": "pretrained",
     "train_batch_size": "device_batch_size",
-    "batch_size": "device_batch_size",
     "valid_batch_size": "eval_batch_size",
     "init_lr": "lr",
-    "is_distributed": "distributed",
-    "device_id": "device_list",
     "ckpt_path": "checkpoint",
-    "save_dir": "output_dir",
     "log_iter": "log_every_steps",
     "val_epoch": "eval_every_epochs",
 }

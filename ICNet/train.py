@@ -1,7 +1,6 @@
 """Train or evaluate ICNet on Cityscapes (Zhao et al., ICNet for Real-Time Semantic Segmentation, arXiv:1704.08545)."""
 
 import sys
-import time
 from pathlib import Path
 
 if not __package__:  # started as a script: make the repository root importable
@@ -17,25 +16,34 @@ import torch
 
 from common.amp import Amp, autocast, effective_opt_level
 from common.backbone import load_imagenet
-from common.checkpoint import continues_run, find_resume, load_model, load_weights, read_resumable, resume, save
+from common.checkpoint import (
+    check_evaluation,
+    continues_run,
+    find_resume,
+    load_model,
+    load_weights,
+    read_resumable,
+    resume,
+    save,
+)
 from common.cityscapes import CLASS_NAMES, NUM_CLASSES, PALETTE, check_pairs
 from common.data import batches, steps_in_epoch, worker_count
 from common.device import data_parallel, launch, setup
-from common.errors import InputError
-from common.evaluate import evaluate, example_predictions
+from common.evaluate import evaluate_only, validate
+from common.metrics import ConfusionMatrix
+from common.norm import synchronize_batch_norm
 from common.predict import panel
+from common.profile import profiled
 from common.runlog import RunLog, case_name, check_output_dir, finished_result
 from common.schedule import Schedule, cosine_epochs, due, poly, set_lr
 from common.transforms import denormalize
 from ICNet.data import build_datasets
 from ICNet.model import ICNet, build_model, from_reference, imagenet_file, training_loss
 
-EXAMPLES = 3  # pictures kept of every evaluation
-
 
 def main(args) -> dict:
     """The whole run; returns what is written to result.json."""
-    world = setup(args.device, args.device_list, args.seed, args.deterministic)
+    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32)
     workers = worker_count(args.workers, world)
     opt_level = effective_opt_level(args.amp, args.opt_level, world)
     train_set, val_set = datasets(args)
@@ -45,6 +53,8 @@ def main(args) -> dict:
     model = build_model(NUM_CLASSES, args.backbone)
     checkpoint = find_resume(args.resume, args.output_dir)
     notes = [f"continuing from {checkpoint}"] if checkpoint else initialize(model, args)
+    if args.sync_bn:
+        synchronize_batch_norm(model, world)
     model.to(world.device)
     optimizer = torch.optim.SGD(
         parameter_groups(model, args.lr, args.head_lr_factor),
@@ -63,10 +73,7 @@ def main(args) -> dict:
     total_steps = min(args.max_steps or sys.maxsize, args.epochs * steps_per_epoch)
     lr_factor = learning_rate_schedule(args.schedule, args.epochs, args.warmup_epochs, steps_per_epoch)
     continues = continues_run(checkpoint, args.output_dir)
-    result = finished_result(args.output_dir) if continues and first_step >= total_steps else None
-    if result and result["steps"] == first_step:  # one of fewer steps is of an earlier, shorter run
-        if world.is_main:
-            print(f"the run in {args.output_dir} is complete: {first_step} of {total_steps} steps are done")
+    if continues and (result := finished_result(args.output_dir, first_step, total_steps, world)):
         return result
 
     case = case_name(presets.NETWORK, images_per_step, world, "acc" if args.validate else "perf")
@@ -77,6 +84,7 @@ def main(args) -> dict:
     for note in notes:
         log.say(note)
     stream = batches(train_set, args.device_batch_size, world, args.seed, workers, first_step, total_steps)
+    stream = profiled(stream, args.prof, args.prof_test, args.output_dir, world)
 
     for step, images, target in log.steps(stream):
         set_lr(optimizer, lr_factor(step))
@@ -89,43 +97,42 @@ def main(args) -> dict:
         evaluation_due = due(step, steps_between_evaluations(args, step, steps_per_epoch, total_steps), total_steps)
         if evaluation_due or (args.save_every_steps and due(step, args.save_every_steps, total_steps)):
             log.flush(optimizer, amp)  # stops the run if a loss was not finite: the last checkpoint stays a good one
-            is_best = evaluation_due and args.validate and validate(log, args, model, val_set, world, workers, amp)
+            is_best = evaluation_due and args.validate and validate(
+                log, model, val_set, confusion_matrix(world), args.eval_batch_size, world, workers, amp.autocast, show
+            )  # fmt: skip
             save(args.output_dir, step, model, optimizer, amp, log.best, is_best, images_per_step, world)
             log.restart_clock()
     return log.finish()
 
 
-def validate(log: RunLog, args, model: ICNet, val_set, world, workers: int, amp: Amp) -> bool:
-    """Score the validation set, report it with a few pictures; returns whether it is the best score so far."""
-    matrix = evaluate(model, val_set, NUM_CLASSES, args.eval_batch_size, world, workers, amp.autocast)
-    is_best = log.eval(matrix.scores(), dict(zip(CLASS_NAMES, matrix.iou().tolist(), strict=True)))
-    examples = example_predictions(model, val_set, EXAMPLES, world, amp.autocast)
-    log.pictures([panel(denormalize(i), t.numpy(), p.numpy(), PALETTE) for i, t, p in examples])
-    return is_best
-
-
 def score(args, val_set, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on the validation set."""
-    model = trained_model(args).to(world.device)
     images_per_step = args.eval_batch_size * world.size
-    case = case_name(presets.NETWORK, images_per_step, world, "eval")
-    log = RunLog(args.output_dir, world, 0, 1, images_per_step, vars(args), case, presets.NETWORK)
-    started = time.perf_counter()
-    matrix = evaluate(
-        model, val_set, NUM_CLASSES, args.eval_batch_size, world, workers,
+    log = RunLog(
+        args.output_dir, world, 0, 1, images_per_step, vars(args),
+        case_name(presets.NETWORK, images_per_step, world, "eval"), presets.NETWORK,
+    )  # fmt: skip
+    model = trained_model(args).to(world.device)
+    return evaluate_only(
+        log, model, val_set, confusion_matrix(world), args.eval_batch_size, world, workers,
         lambda: autocast(opt_level, args.amp_dtype, world),
     )  # fmt: skip
-    log.rate(len(val_set), time.perf_counter() - started)
-    log.eval(matrix.scores(), dict(zip(CLASS_NAMES, matrix.iou().tolist(), strict=True)))
-    return log.finish()
+
+
+def confusion_matrix(world) -> ConfusionMatrix:
+    return ConfusionMatrix(NUM_CLASSES, device=world.device, class_names=CLASS_NAMES)
+
+
+def show(image, target, prediction):
+    """A picture of image [3, H, W], target [H, W] and prediction [H, W], side by side."""
+    return panel(denormalize(image), target.numpy(), prediction.numpy(), PALETTE)
 
 
 def trained_model(args) -> ICNet:
     """The network of --checkpoint; files of the reference do not say their backbone."""
-    if not args.checkpoint:
-        raise InputError("--evaluate is given and no --checkpoint; name the file of weights to score")
-    reference_options = {"num_classes": NUM_CLASSES, "backbone": args.backbone}
-    return load_model(args.checkpoint, build_model, from_reference, reference_options)
+    return load_model(
+        args.checkpoint, build_model, from_reference, {"num_classes": NUM_CLASSES, "backbone": args.backbone}
+    )
 
 
 def initialize(model: ICNet, args) -> list[str]:
@@ -176,17 +183,13 @@ def check(args, world_size: int) -> None:
     checkpoint = find_resume(args.resume, args.output_dir)
     check_output_dir(args.output_dir, continues_run(checkpoint, args.output_dir))
     if args.evaluate:
+        check_evaluation(args.checkpoint, args.output_dir)
         trained_model(args)
-        if Path(args.output_dir).resolve() in Path(args.checkpoint).resolve().parents:
-            raise InputError(
-                f"--checkpoint {args.checkpoint} is in --output_dir {args.output_dir}, whose run would be moved aside; "
-                "give another --output_dir for the evaluation"
-            )
         return
     images_per_step = args.device_batch_size * world_size
     steps_in_epoch(train_set, images_per_step)
     model = build_model(NUM_CLASSES, args.backbone)
-    model.check_shape((args.device_batch_size, 3, args.crop_size, args.crop_size))
+    model.check_shape((args.device_batch_size, 3, *args.crop_size))
     if checkpoint:
         read_resumable(checkpoint, model, images_per_step)
     else:

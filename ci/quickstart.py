@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TITLES = {"miou": "mIoU"}
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +21,6 @@ def main(arguments: list[str]) -> int:
     folder = ROOT / model
     sys.path.insert(0, str(ROOT))
     from common.args import parse_args
-    from common.sample import cityscapes_sample
 
     # answers --help and a wrong flag at once, and says where the run will be
     args = parse_args(importlib.import_module(f"{model}.presets"), ["--preset", "quickstart", *arguments])
@@ -31,25 +31,25 @@ def main(arguments: list[str]) -> int:
         return training.returncode
     result = json.loads((run / "result.json").read_text())
 
-    data = cityscapes_sample() if args.data_path == "sample" else Path(args.data_path)
+    images = importlib.import_module(f"{model}.data").validation_images(args.data_path)
     weights = run / "checkpoints" / ("best.pt" if args.validate else "last.pt")
     drawn = subprocess.run(
         [
             *(sys.executable, folder / "predict.py", "--checkpoint", weights),
-            *("--input", data / "leftImg8bit" / "val", "--output", pictures),
+            *("--input", *images, "--output", pictures),
         ],
         stdout=subprocess.DEVNULL,
     )
     if drawn.returncode:
         return drawn.returncode
 
-    rows = {
-        "mIoU": (result.get("miou"), ".3f"),
-        "pixel accuracy": (result.get("pixel_accuracy"), ".3f"),
+    rows = {TITLES.get(name, name.replace("_", " ")): (result.get(name), ".3f") for name in result["scores"]}
+    rows |= {
         "images/s (training)": (result["images_per_second"], ".2f"),
         "duration": (result["duration_seconds"], ".0f"),
     }
-    print(f"\n{model} on the validation images of {'the embedded sample' if args.data_path == 'sample' else data}")
+    where = "the embedded sample" if args.data_path == "sample" else args.data_path
+    print(f"\n{model} on the validation images of {where}")
     for name, (value, form) in rows.items():
         shown = "n/a" if value is None else format(value, form)
         print(f"  {name:<22}{shown:>10}{' s' if name == 'duration' else ''}")

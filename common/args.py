@@ -47,6 +47,13 @@ _seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  #
 _port = _at_least(int, 1, "a port from 1 to 65535", below=2**16)
 
 
+def _probability(text: str) -> float:
+    value = _amount(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
+    return value
+
+
 def _share(text: str) -> float:
     value = _amount(text)
     if value >= 1:
@@ -66,6 +73,16 @@ def _workers(text: str) -> int | str:
     return text if text == "auto" else _count(text)
 
 
+def _size(text: str) -> tuple[int, int]:
+    """'512x1024' (height x width), or one number for a square."""
+    parts = text.lower().split("x")
+    try:
+        height, width = (_positive(part) for part in (parts * 2 if len(parts) == 1 else parts))
+    except (argparse.ArgumentTypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number nor HEIGHTxWIDTH, such as 512x1024") from None
+    return height, width
+
+
 def _loss_scale(text: str) -> str:
     if text not in ("dynamic", "-1"):
         _at_least(float, 1e-6, "'dynamic', -1 (dynamic) or a number above 0")(text)
@@ -76,39 +93,67 @@ def _loss_scale(text: str) -> str:
 FLAGS: dict[str, dict[str, tuple]] = {
     "data": {
         "data_path": (str, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
+        "dataset": (str, "which data set of the folder's layout"),
         "base_size": (_positive, "short side to which training images are scaled, times a random factor, in pixels"),
-        "crop_size": (_positive, "height and width of the training crop, in pixels"),
+        "crop_size": (_size, "height and width of the training crop, in pixels: one number, or HEIGHTxWIDTH"),
         "min_scale": (_amount, "smallest random factor of the training scale"),
         "max_scale": (_amount, "largest random factor of the training scale"),
+        "cat_max_ratio": (_amount, "a training crop is drawn anew while one class covers more of it (1: any crop)"),
+        "image_size": (_positive, "height and width to which every image is resized, in pixels"),
+        "augmentation_prob": (_probability, "share of the training images that are augmented"),
+        "mask_resize": (("nearest", "bilinear"), "how training masks are resized; bilinear gives soft edges"),
+        "eval_protocol": (("whole", "center_crop"), "score whole images at their own size, or centre crops"),
         "check_data": (bool, "open every label file before training and refuse values outside the label table"),
         "workers": (_workers, "processes that read data, for each device; 'auto' shares the cores out"),
     },
     "model": {
         "arch": (str, "the network of this folder"),
         "backbone": (str, "the encoder"),
+        "base_channels": (_positive, "channels of the first level; each level below has twice as many"),
+        "t": (_count, "recurrences of a recurrent block"),
+        "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (str, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
         "load_from": (str, "start from the weights of a checkpoint, ours or the reference's"),
         "label_resize": (("nearest", "bilinear"), "how labels are brought to the size of the logits in the loss"),
+        "avg_non_ignore": (bool, "mean loss over the labelled pixels instead of over all pixels"),
     },
     "schedule": {
         "epochs": (_positive, "length of the training, in epochs"),
+        "total_steps": (_positive, "length of the training, in optimizer steps (--epochs gives it in epochs)"),
         "max_steps": (_count, "stop after so many optimizer steps of the schedule (0: at its end)"),
         "device_batch_size": (_positive, "training images of one device in one step"),
+        "total_batch_size": (_positive, "training images of one step over all devices, in place of the former"),
         "eval_batch_size": (_positive, "validation images of one device at a time"),
         "schedule": (("cosine_epoch", "poly"), "how the learning rate falls"),
-        "warmup_epochs": (_count, "epochs in which the learning rate rises (schedule cosine_epoch)"),
+        "warmup_epochs": (_count, "epochs in which the learning rate rises"),
+        "warmup_steps": (_count, "steps in which the learning rate rises"),
+        "warmup_factor": (_amount, "factor of the learning rate at the first of these steps"),
+        "decay_epochs": (_count, "last epochs, in which the learning rate falls in a line"),
     },
     "optimizer": {
         "lr": (_amount, "initial learning rate"),
+        "min_lr": (_amount, "learning rate at the end of the schedule"),
+        "scale_lr": (bool, "multiply --lr by the number of devices"),
+        "encoder_lr_factor": (_amount, "learning rate of the pretrained encoder, relative to --lr"),
         "head_lr_factor": (_amount, "learning rate of the layers that are not pretrained, relative to --lr"),
         "momentum": (_share, "momentum of SGD"),
+        "beta1": (_share, "Adam's decay of the mean of gradients"),
+        "beta2": (_share, "Adam's decay of the mean of squared gradients"),
         "weight_decay": (_amount, "L2 penalty on all weights"),
     },
     "precision": {
         "amp": (bool, "mixed precision; default: on for NPU and CUDA, off on the CPU"),
+        "precision_mode": (
+            ("allow_mix_precision", "allow_fp32_to_fp16", "must_keep_origin_dtype"),
+            "must_keep_origin_dtype turns mixed precision off, the others leave it to --amp",
+        ),
         "opt_level": (("O0", "O1", "O2"), "with --amp: float32, autocast, or half weights with float32 masters"),
         "amp_dtype": (("fp16", "bf16"), "the half precision"),
         "loss_scale": (_loss_scale, "'dynamic' (or -1), or a fixed number; for fp16"),
+        "hf32": (
+            bool,
+            "HF32 on NPU, TF32 on CUDA for float32 products; default: as the device does by itself",
+        ),
     },
     "devices": {
         "device": (("auto", "npu", "cuda", "gpu", "cpu"), "where to run; auto takes an NPU, then CUDA, then the CPU"),
@@ -119,6 +164,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "node_rank": (_count, "number of this machine, from 0"),
         "master_addr": (str, "address of machine 0"),
         "master_port": (_port, "free port of machine 0"),
+        "local_rank": (int, "given by old launchers, which set LOCAL_RANK too: that is what counts"),
         "seed": (_seed, "seed of the shuffling, the augmentation and the initial weights"),
         "deterministic": (bool, "repeatable operators only (slower)"),
     },
@@ -126,15 +172,69 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
         "checkpoint": (str, "the weights to score with --evaluate, ours or the reference's"),
         "validate": (bool, "evaluate during training"),
+        "eval_split": (("valid", "test"), "the split that --evaluate scores"),
         "eval_every_epochs": (_positive, "epochs between two evaluations and checkpoints"),
+        "eval_every_steps": (_positive, "steps between two evaluations and checkpoints"),
         "eval_each_epoch_from": (_amount, "from this share of the training on, evaluate after every epoch"),
     },
     "run": {
         "output_dir": (str, "folder of the run (default: output/<preset> of the model's folder)"),
         "resume": (str, "continue from a checkpoints/last.pt; 'auto' takes the one of --output_dir if there is one"),
         "save_every_steps": (_count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
+        "save_every_epochs": (_count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
         "log_every_steps": (_positive, "steps between two log lines"),
+        "prof": (bool, "profile one step after 20 steps into output.prof of the output folder, and end"),
+        "prof_test": (bool, "the same after 5 steps"),
     },
+}
+# What no paper decides: every folder's presets begin with these.
+RUN: dict[str, object] = {
+    "workers": "auto",
+    "load_from": "",
+    "max_steps": 0,
+    "sync_bn": False,
+    "amp": None,  # on for NPU and CUDA, off on the CPU
+    "opt_level": "O1",
+    "amp_dtype": "fp16",
+    "loss_scale": "dynamic",
+    "hf32": None,
+    "device": "auto",
+    "devices": 1,
+    "device_list": None,
+    "distributed": None,
+    "nnodes": 1,
+    "node_rank": 0,
+    "master_addr": "127.0.0.1",
+    "master_port": 29688,
+    "local_rank": None,
+    "seed": 0,
+    "deterministic": False,
+    "evaluate": False,
+    "checkpoint": "",
+    "validate": True,
+    "output_dir": None,
+    "resume": "",
+    "save_every_steps": 0,
+    "log_every_steps": 10,
+    "prof": False,
+    "prof_test": False,
+}
+# The same for spellings that several of the originals have.
+RUN_ALIASES = {
+    "data": "data_path",
+    "num_workers": "workers",
+    "worker": "workers",
+    "batch_size": "device_batch_size",
+    "work_dir": "output_dir",
+    "save_dir": "output_dir",
+    "resume_from": "resume",
+    "multiprocessing_distributed": "distributed",
+    "is_distributed": "distributed",
+    "gpus": "devices",
+    "gpu_ids": "device_list",
+    "device_id": "device_list",
+    "addr": "master_addr",
+    "port": "master_port",
 }
 # A path in a preset starts in the model's folder; one on the command line where the user is.
 PATHS = {"data_path", "pretrained", "load_from", "checkpoint", "output_dir"}
@@ -165,7 +265,8 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
     """The values of the chosen preset with the command line's flags over them.
 
     presets: a folder's module with PRESETS {name: {flag: value}}, the first of which is the default, and ALIASES
-    {original spelling: flag}. Ends with exit code 2 and one line for a flag or a value that is not accepted.
+    {original spelling: flag}, or {original spelling: (flag, value)} for one that stands for a flag with its value.
+    Ends with exit code 2 and one line for a flag or a value that is not accepted.
     The result has also `preset` and `given`: the names of the flags that stood on the command line.
     """
     default = next(iter(presets.PRESETS))
@@ -181,13 +282,22 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
         help=f"the recipe whose values are the defaults below; default: {default}",
     )
     aliases: dict[str, list[str]] = {}
-    for spelling, name in presets.ALIASES.items():
-        aliases.setdefault(name, []).append(f"--{spelling}")
+    settings: dict[str, list[tuple[str, object]]] = {}
+    for spelling, meaning in presets.ALIASES.items():
+        if isinstance(meaning, tuple):
+            settings.setdefault(meaning[0], []).append((f"--{spelling}", meaning[1]))
+        else:
+            aliases.setdefault(meaning, []).append(f"--{spelling}")
     for topic, flags in FLAGS.items():
         group = parser.add_argument_group(topic)
         for name, (kind, text) in flags.items():
             if name in values:
                 _add_flag(group, name, kind, text, aliases.get(name, []), values[name], presets)
+                for spelling, value in settings.get(name, []):
+                    group.add_argument(
+                        spelling, dest=name, action="store_const", const=value, default=_DEFAULT,
+                        help=f"--{name}={format_value(value)}",
+                    )  # fmt: skip
     args = parser.parse_args(argv)
     args.given = sorted(name for name in values if getattr(args, name) is not _DEFAULT)
     folder = Path(presets.__file__).resolve().parent
@@ -204,7 +314,7 @@ _DEFAULT = object()  # told from every value that a command line can give
 def _add_flag(group, name: str, kind, text: str, aliases: list[str], default, presets: ModuleType) -> None:
     choices = getattr(presets, "CHOICES", {}).get(name)
     if default is not None and default != "":
-        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        shown = format_value(default)
         text = f"{text}; default: {shown}".replace("%", "%%")
     names = [f"--{name}", *aliases]
     if kind is bool:
@@ -221,12 +331,21 @@ def _add_flag(group, name: str, kind, text: str, aliases: list[str], default, pr
         group.add_argument(*names, type=kind, dest=name, default=_DEFAULT, help=text, metavar=_metavar(kind))
 
 
+def format_value(value) -> str:
+    """A flag's value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return str(value[0]) if value[0] == value[1] else "x".join(map(str, value))
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _metavar(kind) -> str:
     known = {
         str: "TEXT",
         _device_list: "LIST",
         _amount: "NUMBER",
         _share: "NUMBER",
+        _probability: "NUMBER",
+        _size: "N|HxW",
         _workers: "N|auto",
         _loss_scale: "SCALE",
     }

@@ -61,10 +61,12 @@ class ResNet(nn.Module):
 
     name: resnet18, resnet34, resnet50, resnet101 or resnet152 (v1.5: the stride is in the 3x3 convolution).
     replace_stride_with_dilation: for layer2, layer3 and layer4, whether the stage keeps its resolution and dilates its
-        3x3 convolutions instead. The first block of a stage still has the dilation of the stage before it. Bottleneck
-        depths (50 and more) only.
+        3x3 convolutions instead. The first block of a stage still has the dilation of the stage before it. In the
+        blocks of resnet18 and resnet34 the first of the two convolutions is dilated, as in mmsegmentation.
     stem_widths: None for the 7x7 stem; three channel counts for a deep stem of three 3x3 convolutions (ResNet v1c:
         32, 32, 64; v1s: 64, 64, 128). A last width other than 64 needs a bottleneck depth.
+    zero_init_residual: whether the last batch norm of each residual block starts from 0, so that the block starts as
+        the identity ("Accurate, Large Minibatch SGD", arXiv 1706.02677, 5.1).
 
     Tensors are named as in the published files: torchvision's, and PyTorch-Encoding's for a deep stem (`conv1.0`,
     `conv1.1`, `conv1.3`, `conv1.4`, `conv1.6`, then `bn1`). Convolutions start from Kaiming's normal distribution over
@@ -76,14 +78,33 @@ class ResNet(nn.Module):
         name: str,
         replace_stride_with_dilation: Sequence[bool] = (False, False, False),
         stem_widths: Sequence[int] | None = None,
+        zero_init_residual: bool = False,
     ):
         super().__init__()
-        network = getattr(torchvision_models(), name)(replace_stride_with_dilation=list(replace_stride_with_dilation))
+        is_basic = name in ("resnet18", "resnet34")
+        network = getattr(torchvision_models(), name)(
+            # torchvision refuses to dilate basic blocks; that is done below
+            replace_stride_with_dilation=[False] * 3 if is_basic else list(replace_stride_with_dilation),
+            zero_init_residual=zero_init_residual,
+        )
         self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
+        if is_basic:
+            self._dilate_basic_blocks(replace_stride_with_dilation)
         if stem_widths is not None:
             self._deepen_stem(*stem_widths)
+
+    def _dilate_basic_blocks(self, replace_stride_with_dilation: Sequence[bool]) -> None:
+        dilation = 1
+        for stage, dilated in zip((self.layer2, self.layer3, self.layer4), replace_stride_with_dilation, strict=True):
+            before = dilation
+            if dilated:
+                dilation *= 2
+                stage[0].conv1.stride = stage[0].downsample[0].stride = (1, 1)
+            for index, block in enumerate(stage):
+                rate = before if index == 0 else dilation
+                block.conv1.dilation = block.conv1.padding = (rate, rate)
 
     def _deepen_stem(self, first: int, second: int, third: int) -> None:
         self.conv1 = nn.Sequential(
@@ -124,6 +145,18 @@ def _convolution(in_channels: int, out_channels: int, **options: int) -> nn.Conv
     convolution = nn.Conv2d(in_channels, out_channels, bias=False, **options)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
+
+
+# tensors of a deep stem in the files of open-mmlab (resnet50_v1c ...) -> in those of PyTorch-Encoding
+_OPEN_MMLAB_STEM = {f"stem.{index}.": f"conv1.{index}." for index in (0, 1, 3, 4, 6)} | {"stem.7.": "bn1."}
+
+
+def without_open_mmlab_stem(name: str) -> str:
+    """The name of a tensor with the deep stem's part as `ResNet` calls it."""
+    for theirs, ours in _OPEN_MMLAB_STEM.items():
+        if theirs in name:
+            return name.replace(theirs, ours)
+    return name
 
 
 def plain_state_dict(checkpoint: Mapping) -> dict[str, Tensor]:
@@ -254,7 +287,7 @@ def load_imagenet(backbone: nn.Module, path: str | Path) -> str:
     """
     # Files from before torch 0.4.1 have no num_batches_tracked, and nothing depends on it; fc is the classifier.
     offered = {
-        name: value
+        without_open_mmlab_stem(name): value
         for name, value in _read_checkpoint(Path(path)).items()
         if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }

@@ -237,3 +237,14 @@ def load_model(path: str | Path, build_model: Callable, from_reference: Callable
         ) from error
     load_weights(path, model, from_reference)
     return model
+
+
+def check_evaluation(checkpoint: str, output_dir: str | Path) -> None:
+    """Raise InputError unless there is a file to --evaluate, outside of the run that is moved aside for the result."""
+    if not checkpoint:
+        raise InputError("--evaluate is given and no --checkpoint; name the file of weights to score")
+    if Path(output_dir).resolve() in Path(checkpoint).resolve().parents:
+        raise InputError(
+            f"--checkpoint {checkpoint} is in --output_dir {output_dir}, whose run would be moved aside; "
+            "give another --output_dir for the evaluation"
+        )

@@ -8,13 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from common import IGNORE_INDEX
 from common.errors import UNREADABLE, InputError
+from common.transforms import normalize, read_image, read_label, to_class_ids
 
 NUM_CLASSES = 19
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelIds.png"
+TRAIN_ID_SUFFIX = "_gtFine_labelTrainIds.png"  # what conversion tools write beside them
 
 
 class Label(NamedTuple):
@@ -71,6 +75,7 @@ KNOWN_LABEL_IDS = frozenset(label.label_id for label in LABELS)
 TRAIN_ID_OF_LABEL_ID = np.full(256, IGNORE_INDEX, np.uint8)  # index: value in a labelIds file
 for _label in LABELS:
     TRAIN_ID_OF_LABEL_ID[_label.label_id] = _label.train_id
+KNOWN_TRAIN_IDS = frozenset((*range(NUM_CLASSES), IGNORE_INDEX))
 
 
 class Pair(NamedTuple):
@@ -80,16 +85,21 @@ class Pair(NamedTuple):
     label: Path
 
 
-def find_pairs(root: str | Path, split: str, label_suffix: str = LABEL_SUFFIX) -> list[Pair]:
+def find_pairs(root: str | Path, split: str) -> list[Pair]:
     """The pictures of `split` with their label files, sorted by city and name: the order in which indices count.
 
+    Labels are the labelIds of the download or, in a split that has none of these, converted labelTrainIds.
     Raises InputError when the folder is missing, empty or of another layout, when the split is not there, and when
     pictures and labels do not belong together (with their count and the first names).
     """
     root = Path(root)
     images_dir, labels_dir = root / "leftImg8bit" / split, root / "gtFine" / split
     _check_layout(root, split, images_dir, labels_dir)
-    images, labels = _files_by_name(images_dir, IMAGE_SUFFIX), _files_by_name(labels_dir, label_suffix)
+    images = _files_by_name(images_dir, IMAGE_SUFFIX)
+    label_suffix = LABEL_SUFFIX
+    labels = _files_by_name(labels_dir, label_suffix)
+    if not labels and (train_ids := _files_by_name(labels_dir, TRAIN_ID_SUFFIX)):
+        label_suffix, labels = TRAIN_ID_SUFFIX, train_ids
     if not images:
         raise InputError(
             f"no *{IMAGE_SUFFIX} in the city folders of {images_dir}; "
@@ -104,24 +114,56 @@ def find_pairs(root: str | Path, split: str, label_suffix: str = LABEL_SUFFIX) -
     return [Pair(images[name], labels[name]) for name in sorted(images)]
 
 
-def check_pairs(
-    pairs: Sequence[Pair], known_values: frozenset[int] = KNOWN_LABEL_IDS, decode_images: bool = False
-) -> None:
+def known_values(pair: Pair) -> frozenset[int]:
+    """What the label file of a pair may hold: label ids or, in a *_labelTrainIds.png, train ids."""
+    return KNOWN_TRAIN_IDS if pair.label.name.endswith(TRAIN_ID_SUFFIX) else KNOWN_LABEL_IDS
+
+
+def read_pair(pair: Pair) -> tuple[Image.Image, Image.Image]:
+    """A picture in RGB and its train ids (mode L, IGNORE_INDEX for what does not count), of one size.
+
+    Raises InputError, naming the file, for what cannot be decoded or does not fit.
+    """
+    values = known_values(pair)
+    table = np.arange(256, dtype=np.uint8) if values is KNOWN_TRAIN_IDS else TRAIN_ID_OF_LABEL_ID
+    image, label = read_image(pair.image), read_label(pair.label, table, values)
+    if image.size != label.size:
+        raise InputError(f"{pair.image} is {image.size} and its label {label.size} pixels; they must be of one size")
+    return image, label
+
+
+class EvalSet(Dataset):
+    """Whole images at their own size, neither resized nor cropped."""
+
+    def __init__(self, pairs: Sequence[Pair]):
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """image [3, H, W] float32 normalised; target [H, W] int64, 255 = ignore."""
+        image, label = read_pair(self.pairs[index])
+        return normalize(image), to_class_ids(label)
+
+
+def check_pairs(pairs: Sequence[Pair], decode_images: bool = False) -> None:
     """Open every label file once and refuse what training could not use, before anything is trained.
 
     Raises InputError naming the file: a label that cannot be decoded or is not 8-bit single-channel, values outside
-    `known_values`, a picture that is no image, or one whose size is not that of its label. Of a picture the header
+    the label table, a picture that is no image, or one whose size is not that of its label. Of a picture the header
     alone is read, unless `decode_images`: for the training pictures that would take as long as an epoch, and training
     reports a damaged one when it comes to it; validation would after an epoch of training only.
     """
     with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
-        for problem in pool.map(lambda pair: _problem_of(pair, known_values, decode_images), pairs):
+        for problem in pool.map(lambda pair: _problem_of(pair, decode_images), pairs):
             if problem:
                 pool.shutdown(cancel_futures=True)
                 raise InputError(problem)
 
 
-def _problem_of(pair: Pair, known_values: frozenset[int], decode_image: bool) -> str | None:
+def _problem_of(pair: Pair, decode_image: bool) -> str | None:
+    known = known_values(pair)
     try:
         with Image.open(pair.label) as label:
             if label.mode not in ("L", "P"):
@@ -133,10 +175,10 @@ def _problem_of(pair: Pair, known_values: frozenset[int], decode_image: bool) ->
             values = {value for value, count in enumerate(label.histogram()) if count}
     except UNREADABLE as error:
         return f"cannot read the label file {pair.label} ({error}); unpack or download it again"
-    if values - known_values:
+    if values - known:
         return (
-            f"{pair.label} holds the values {_first(sorted(values - known_values))}, which are not in the label table "
-            f"({min(known_values)}..{max(known_values)}); give the original *{LABEL_SUFFIX} files"
+            f"{pair.label} holds the values {_first(sorted(values - known))}, which are not in the label table "
+            f"({min(known)}..{max(known)}); give the original *{LABEL_SUFFIX} files"
         )
     try:
         with Image.open(pair.image) as image:  # reads the header alone

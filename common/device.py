@@ -248,12 +248,18 @@ def _run_torchrun(processes: int, args: Namespace) -> None:
 
 
 def setup(
-    kind: str = "auto", device_list: list[int] | None = None, seed: int = 0, deterministic: bool = False
+    kind: str = "auto",
+    device_list: list[int] | None = None,
+    seed: int = 0,
+    deterministic: bool = False,
+    hf32: bool | None = None,
 ) -> World:
     """Choose this process's device, join the others when started by torchrun, and seed every generator.
 
     With `deterministic`, operators that have a repeatable form use it (slower); where one has none, torch warns.
-    On the CPU two runs are then equal bit for bit. Raises InputError when there is no device for this process.
+    On the CPU two runs are then equal bit for bit. `hf32` allows (or forbids) HF32 on NPU and TF32 on CUDA in float32
+    convolutions and matrix products; None leaves what the device does by itself. Raises InputError when there is no
+    device for this process.
     """
     device_type = find_device_type(kind)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -276,6 +282,10 @@ def setup(
     if device_type == "npu":
         torch.npu.set_compile_mode(jit_compile=False)  # ready-made kernels; no compilation for each new shape
         torch.npu.config.allow_internal_format = False
+    if hf32 is not None and device_type == "npu":
+        torch.npu.matmul.allow_hf32 = torch.npu.conv.allow_hf32 = hf32
+    elif hf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = hf32
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -291,7 +301,7 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
     """The model, averaging gradients over the processes when there are several.
 
     Batch-norm statistics are not exchanged in every step: training does not read them, and `share_buffers` makes
-    them equal before an evaluation.
+    them equal before an evaluation. For batch norms over the images of all processes see `common.norm`.
     """
     if world.size == 1:
         return model

@@ -1,42 +1,60 @@
 """Score a model on a validation set, each image exactly once however many processes there are."""
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common.data import eval_batches
-from common.device import World, share_buffers, sum_over_ranks
-from common.metrics import ConfusionMatrix
+from common.device import World, share_buffers
+from common.metrics import class_ids
+from common.runlog import RunLog
+
+Autocast = Callable[[], AbstractContextManager]
+EXAMPLES = 3  # pictures kept of every evaluation
+
+
+class Metric(Protocol):
+    """What is counted over a validation set: `common.metrics.ConfusionMatrix`, for example."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None: ...
+
+    def sum_over_ranks(self) -> None: ...
+
+    def scores(self) -> dict[str, float]: ...
+
+    def class_scores(self) -> dict[str, float]: ...
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
-    num_classes: int,
+    metric: Metric,
     batch_size: int,
     world: World,
     workers: int,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> ConfusionMatrix:
-    """The confusion matrix of the whole data set, summed over all processes and equal on each of them.
+    autocast: Autocast = nullcontext,
+) -> Metric:
+    """Count the whole data set in `metric` (on the model's device), summed over all processes; returns it.
 
     model: takes [B, 3, H, W] and gives, in eval mode, logits [B, C, H, W]; it is left in the mode it came in.
     """
     was_training = model.training
     model.eval()
     share_buffers(model, world)
-    matrix = ConfusionMatrix(num_classes, device=world.device)
     for images, target in eval_batches(dataset, batch_size, world, workers):
         with autocast():
             logits = model(images)
-        matrix.update(logits, target)
-    sum_over_ranks(matrix.counts)
+        metric.update(logits, target)
+    metric.sum_over_ranks()
     model.train(was_training)
-    return matrix
+    return metric
 
 
 @torch.no_grad()
@@ -45,7 +63,7 @@ def example_predictions(
     dataset: Dataset,
     count: int,
     world: World,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    autocast: Autocast = nullcontext,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """The first images with truth and prediction, for people to look at; on the main process alone.
 
@@ -60,6 +78,45 @@ def example_predictions(
         image, target = dataset[index]
         with autocast():
             logits = model(image[None].to(world.device))  # [1, C, H, W]
-        examples.append((image, target, logits[0].argmax(0).cpu()))
+        examples.append((image, target, class_ids(logits)[0].cpu()))
     model.train(was_training)
     return examples
+
+
+def validate(
+    log: RunLog,
+    model: nn.Module,
+    dataset: Dataset,
+    metric: Metric,
+    batch_size: int,
+    world: World,
+    workers: int,
+    autocast: Autocast,
+    show: Callable[[Tensor, Tensor, Tensor], np.ndarray],
+) -> bool:
+    """Score the validation set during training and report it; returns whether it is the best score so far.
+
+    show: (image [3, H, W], target [H, W], prediction [H, W]) -> a picture [h, w, 3] uint8, for a few examples.
+    """
+    evaluate(model, dataset, metric, batch_size, world, workers, autocast)
+    is_best = log.eval(metric.scores(), metric.class_scores())
+    log.pictures([show(*example) for example in example_predictions(model, dataset, EXAMPLES, world, autocast)])
+    return is_best
+
+
+def evaluate_only(
+    log: RunLog,
+    model: nn.Module,
+    dataset: Dataset,
+    metric: Metric,
+    batch_size: int,
+    world: World,
+    workers: int,
+    autocast: Autocast,
+) -> dict:
+    """Score a data set without training, report that as the run's result, and return it."""
+    started = time.perf_counter()
+    evaluate(model, dataset, metric, batch_size, world, workers, autocast)
+    log.rate(len(dataset), time.perf_counter() - started)
+    log.eval(metric.scores(), metric.class_scores())
+    return log.finish()

@@ -1,9 +1,20 @@
 """Segmentation scores from one confusion matrix, summed over all images and all processes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from common import IGNORE_INDEX
+from common.device import sum_over_ranks
+
+
+def class_ids(logits: Tensor) -> Tensor:
+    """[B, C, H, W] logits -> [B, H, W] int64 class ids: the largest; of a single channel, 1 where it is above 0.
+
+    A logit above 0 is a probability above 0.5.
+    """
+    return logits.argmax(dim=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
 
 
 class ConfusionMatrix:
@@ -14,27 +25,34 @@ class ConfusionMatrix:
     predicted class, as scikit-learn and cityscapesScripts lay it out.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX, device: torch.device | str = "cpu"):
-        self.num_classes = num_classes
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = IGNORE_INDEX,
+        device: torch.device | str = "cpu",
+        class_names: Sequence[str] = (),
+    ):
+        self.num_classes, self.class_names = num_classes, class_names
         self.ignore_index = ignore_index
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Count the pixels of a batch.
 
-        prediction: logits [B, C, H, W] floating, or class ids [B, H, W] integer in [0, C).
+        prediction: logits [B, C, H, W] floating ([B, 1, H, W] for two classes too), or class ids [B, H, W] integer.
         target: [B, H, W] integer, [0, C) or `ignore_index`. ValueError for other shapes and for a target beyond C.
 
         Ignored pixels are counted in a spare bin in front, which is then cut off: a boolean index would have a shape
         that depends on the data.
         """
         if prediction.is_floating_point():
-            if prediction.dim() != 4 or prediction.shape[1] != self.num_classes:
+            channels = 1 if self.num_classes == 2 and prediction.shape[1] == 1 else self.num_classes
+            if prediction.dim() != 4 or prediction.shape[1] != channels:
                 raise ValueError(
                     f"logits have the shape {list(prediction.shape)}; {self.num_classes} classes need "
                     f"[B, {self.num_classes}, H, W]: use a model of as many classes"
                 )
-            prediction = prediction.argmax(dim=1)  # [B, C, H, W] -> [B, H, W]
+            prediction = class_ids(prediction)  # [B, C, H, W] -> [B, H, W]
         if prediction.shape != target.shape:
             raise ValueError(
                 f"predictions {list(prediction.shape)} and target {list(target.shape)} differ in shape: "
@@ -50,6 +68,10 @@ class ConfusionMatrix:
                 f"map labels to 0..{self.num_classes - 1}, and those that do not count to {self.ignore_index}"
             )
         self.counts += found[1:].view(self.num_classes, self.num_classes)
+
+    def sum_over_ranks(self) -> None:
+        """Add up the counts of all processes, equal on each of them from then on."""
+        sum_over_ranks(self.counts)
 
     def intersection(self) -> Tensor:
         """[C] int64: correctly predicted pixels of each class."""
@@ -79,6 +101,10 @@ class ConfusionMatrix:
         """Share of the labelled pixels that are predicted correctly, in [0, 1]; nan when there is none."""
         total = self.counts.sum().item()
         return self.intersection().sum().item() / total if total else float("nan")
+
+    def class_scores(self) -> dict[str, float]:
+        """IoU by class name; nan for a class that occurs nowhere."""
+        return dict(zip(self.class_names, self.iou().tolist(), strict=True)) if self.class_names else {}
 
     def scores(self) -> dict[str, float]:
         """The scores of a validation set by name; the first one chooses the best checkpoint."""

@@ -21,7 +21,7 @@ def parse_predict_args(options: dict[str, list[str]], description: str, argv: li
     """
     parser = Parser(description=description)
     parser.add_argument("--checkpoint", required=True, help="weights: checkpoints/best.pt, or a file of the reference")
-    parser.add_argument("--input", required=True, help="an image, or a folder that is searched for images")
+    parser.add_argument("--input", required=True, nargs="+", help="images, or folders that are searched for images")
     parser.add_argument("--output", required=True, help="folder for the pictures; made if it is not there")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "gpu", "cpu"), default="auto")
     for name, choices in options.items():
@@ -51,60 +51,73 @@ def panel(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette
     return np.concatenate([image, colour(target, palette), colour(prediction, palette)], axis=1)
 
 
-def find_images(source: str | Path) -> list[Path]:
-    """The image, or every image below a folder, sorted. Raises InputError when there is none."""
+def find_images(source: str | Path) -> list[tuple[Path, Path]]:
+    """The image, or every image below a folder, sorted, each with the folder that its results' names begin in.
+
+    Raises InputError when there is none.
+    """
     source = Path(source)
     if source.is_file():
-        return [source]
+        return [(source, source.parent)]
     if not source.is_dir():
         raise InputError(f"--input {source}: no such file or folder; give an image or a folder of images")
     images = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not images:
         raise InputError(f"--input {source} holds no image ({', '.join(IMAGE_SUFFIXES)}); give another folder")
-    return images
+    return [(path, source) for path in images]
 
 
 def predict(
     args,
     build_model: Callable,
     from_reference: Callable,
-    normalize: Callable,
+    to_input: Callable,
     palette: Sequence[tuple[int, int, int]],
     num_classes: int,
 ) -> list[Path]:
     """Write for each image <name>_color.png, <name>_overlay.png and <name>_ids.png (class ids), all of its own size.
 
+    to_input: a PIL picture in RGB -> what the network takes of it, [3, h, w]; logits of another size than the picture
+    are resized to it.
     Images of a folder keep their subfolders, and images whose names differ in the suffix alone keep it, so that equal
     names do not collide. An output folder within the input is not searched for images. Returns the overlays.
     """
     import torch
+    from torch.nn import functional as F
 
     from common.checkpoint import load_model
     from common.device import setup
+    from common.losses import at_least_float32
+    from common.metrics import class_ids
     from common.transforms import read_image
 
-    root = Path(args.input) if Path(args.input).is_dir() else Path(args.input).parent
-    images = _without_output(find_images(args.input), args)
+    images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": num_classes, **args.options})
     world = setup(args.device)
     output = _writable_folder(args.output)
     model.to(world.device).eval()
 
     written = []
-    same_stem = Counter(path.with_suffix("") for path in images)
-    for number, path in enumerate(images, start=1):
+    same_stem = Counter(_stem(path, root) for path, root in images.items())
+    same_name = Counter(path.relative_to(root) for path, root in images.items())
+    if collision := next((name for name, count in same_name.items() if count > 1), None):
+        raise InputError(f"two images of --input would be written as {collision}; predict them in two runs")
+    for number, (path, root) in enumerate(images.items(), start=1):
         image = ImageOps.exif_transpose(read_image(path))  # a phone's pictures as people see them
         try:
             with torch.no_grad():
-                logits = model(normalize(image)[None].to(world.device))  # [1, C, H, W]
+                logits = model(to_input(image)[None].to(world.device))  # [1, C, h, w]
         except ValueError as error:  # a size that the model does not take
             raise InputError(f"{path} cannot be predicted: {error}") from error
-        class_ids = logits[0].argmax(0).to(torch.uint8).cpu().numpy()  # [H, W]
-        colours = colour(class_ids, palette)
-        stem = output / (path if same_stem[path.with_suffix("")] > 1 else path.with_suffix("")).relative_to(root)
+        size = (image.height, image.width)
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
+        ids = class_ids(logits)[0].to(torch.uint8).cpu().numpy()  # [H, W]
+        colours = colour(ids, palette)
+        stem = output / (path.relative_to(root) if same_stem[_stem(path, root)] > 1 else _stem(path, root))
         stem.parent.mkdir(parents=True, exist_ok=True)
         files = {
-            "ids": Image.fromarray(class_ids),
+            "ids": Image.fromarray(ids),
             "color": Image.fromarray(colours),
             "overlay": Image.fromarray(overlay(np.asarray(image), colours)),
         }
@@ -115,16 +128,20 @@ def predict(
     return written
 
 
-def _without_output(images: list[Path], args) -> list[Path]:
-    """Leave out what an earlier run wrote, where the output folder is in the input folder."""
+def _stem(path: Path, root: Path) -> Path:
+    """The name of an image's results below the output folder."""
+    return path.relative_to(root).with_suffix("")
+
+
+def _without_output(images: dict[Path, Path], args) -> dict[Path, Path]:
+    """Leave out what an earlier run wrote, where the output folder is in an input folder."""
     output = Path(args.output).resolve()
-    if images == [Path(args.input)]:
-        return images
-    others = [path for path in images if output not in path.resolve().parents]
+    named = set(map(Path, args.input))
+    others = {path: root for path, root in images.items() if path in named or output not in path.resolve().parents}
     if not others:
         raise InputError(
-            f"all images of --input {args.input} are in --output {args.output}, where results would be taken for "
-            "images; give another output folder"
+            f"all images of --input {' '.join(args.input)} are in --output {args.output}, where results would be taken "
+            "for images; give another output folder"
         )
     return others
 

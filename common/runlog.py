@@ -74,6 +74,10 @@ class RunLog:
     Losses stay on the device until a line is printed: one wait for the device every `log_every_steps`.
     images/s counts the images of all devices over the time of the training steps alone, without the first
     RATE_WARMUP_STEPS steps of this process, evaluations and checkpoints.
+
+    reported_scores: what the closing lines and the report call a score -> its name, as the original scripts have it:
+    {"Train Accuracy": "miou"} prints `Final Train Accuracy : 0.7` and writes `TrainAccuracy = 0.7`. Without it
+    "Train Accuracy" is the first score.
     """
 
     def __init__(
@@ -90,12 +94,14 @@ class RunLog:
         best: float | None = None,
         continues: bool = False,
         log_every_steps: int = 10,
+        reported_scores: dict[str, str] | None = None,
     ):
         self.output_dir, self.world, self.best = Path(output_dir), world, best
         self.total_steps, self.steps_per_epoch, self.images_per_step = total_steps, steps_per_epoch, images_per_step
         self.config, self.case, self.network = config, case, network
         self.first_step, self.log_every_steps = first_step, log_every_steps
-        self.step, self.loss, self.accuracy, self.scores = first_step, float("nan"), None, {}
+        self.step, self.loss, self.scores = first_step, float("nan"), {}
+        self.reported_scores = reported_scores or {}
         self.started = time.time()
         self._pending: list[Tensor] = []  # losses of the steps since the last line, on the device
         self._mark = time.perf_counter()  # since when the present stretch of training steps runs
@@ -213,7 +219,7 @@ class RunLog:
         scores: name -> value in [0, 1]; class_iou: class name -> IoU, nan for a class that does not occur.
         """
         self.scores = scores
-        self.accuracy = value = next(iter(scores.values()))
+        value = next(iter(scores.values()))
         is_best = not math.isnan(value) and (self.best is None or value > self.best)
         if is_best:
             self.best = value
@@ -273,6 +279,7 @@ class RunLog:
             "images_per_second": rate,
             "loss": None if math.isnan(self.loss) else self.loss,
             "best": self.best,
+            "scores": list(self.scores),
             **self.scores,
             "duration_seconds": seconds,
             "output_dir": str(self.output_dir),
@@ -284,12 +291,19 @@ class RunLog:
                 self._bar.close()
             self._say("------------------ Final result ------------------")
             self._say(f"Final Performance images/sec : {_or_na(rate, '.2f')}")
-            self._say(f"Final Train Accuracy : {_or_na(self.accuracy, '.4f')}")
+            for name, score in self._reported().items():
+                self._say(f"Final {name} : {_or_na(score, '.4f')}")
             self._say(f"E2E Training Duration sec : {seconds:.0f}")
             self._events.close()
             self._file.close()
             self._lock.close()
         return result
+
+    def _reported(self) -> dict[str, float | None]:
+        """The last scores under the names of the original scripts."""
+        if not self.reported_scores:
+            return {"Train Accuracy": next(iter(self.scores.values()), None)}
+        return {shown: self.scores.get(name) for shown, name in self.reported_scores.items()}
 
     def _write_report(self, rate: float | None, seconds: float) -> None:
         """The report of the ModelZoo scripts: the same keys in the same order, from the same numbers as result.json."""
@@ -301,7 +315,7 @@ class RunLog:
             "CaseName": self.case,
             "ActualFPS": _or_na(rate, ".2f"),
             "TrainingTime": _or_na(rate and 1000 * self.images_per_step / rate, ".2f"),  # milliseconds of one step
-            "TrainAccuracy": _or_na(self.accuracy, ".4f"),
+            **{name.replace(" ", ""): _or_na(score, ".4f") for name, score in self._reported().items()},
             "ActualLoss": _or_na(None if math.isnan(self.loss) else self.loss, ".4f"),
             "E2ETrainingTime": f"{seconds:.0f}",
         }
@@ -354,7 +368,6 @@ class RunLog:
             for row in map(json.loads, kept):
                 if row["kind"] == "eval":
                     self.scores = {key: row[key] for key in row if key not in ("kind", "step", "best", "class_iou")}
-                    self.accuracy = next(iter(self.scores.values()))
 
     def _append(self, row: dict) -> None:
         with open(self._metrics, "a", encoding="utf-8") as file:
@@ -372,10 +385,17 @@ class RunLog:
             sys.stdout.flush()
 
 
-def finished_result(output_dir: str | Path) -> dict | None:
-    """The result of a run that has come to its end, None for one that has not."""
+def finished_result(output_dir: str | Path, steps_done: int, total_steps: int, world: World) -> dict | None:
+    """The result of a run that has come to its end, and says so; None for one that goes on after `steps_done`."""
     path = Path(output_dir) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if steps_done < total_steps or not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if result["steps"] != steps_done:  # it is of an earlier, shorter run
+        return None
+    if world.is_main:
+        print(f"the run in {output_dir} is complete: {steps_done} of {total_steps} steps are done")
+    return result
 
 
 def case_name(network: str, images_per_step: int, world: World, purpose: str) -> str:

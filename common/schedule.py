@@ -45,6 +45,16 @@ def cosine_epochs(epochs: int, steps_per_epoch: int, warmup_epochs: int = 0) -> 
     return factor
 
 
+def linear_tail(epochs: int, steps_per_epoch: int, decay_epochs: int) -> Schedule:
+    """1 at first; falls by 1 / decay_epochs after each of the last `decay_epochs` epochs, constant within an epoch."""
+
+    def factor(step: float) -> float:
+        lowered = max(0, step // steps_per_epoch - (epochs - decay_epochs))
+        return max(0.0, 1 - lowered / decay_epochs) if decay_epochs else 1.0
+
+    return factor
+
+
 def set_lr(optimizer: Optimizer, factor: float) -> None:
     """Set every parameter group to `factor` times its own initial learning rate.
 

@@ -14,6 +14,8 @@ from common.errors import UNREADABLE, InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MEAN_COLOR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)  # 0 after normalisation, to half a grey level
+CROP_ATTEMPTS = 10
 
 
 def read_image(path) -> Image.Image:
@@ -95,12 +97,91 @@ def scale_and_crop(
     return pad(image, crop_size, 0), pad(label, crop_size, IGNORE_INDEX)
 
 
-def pad(picture: Image.Image, size: tuple[int, int], value: int) -> Image.Image:
+def scale_and_crop_varied(
+    image: Image.Image,
+    label: Image.Image,
+    rng: np.random.Generator,
+    base_size: int,
+    crop_size: tuple[int, int],
+    scales: tuple[float, float] = (0.5, 2.0),
+    cat_max_ratio: float = 1.0,
+):
+    """Scale by a uniform factor and cut out `crop_size` where no class covers all of it (mmsegmentation's pipeline).
+
+    The picture is scaled to fit into 2 base_size by base_size, times a factor uniform in `scales`. A crop is drawn
+    anew, up to ten times, while it holds a single class or one that covers `cat_max_ratio` of its labelled pixels.
+    A scaled picture that is smaller than the crop is padded at the right and below, the image with the mean colour
+    and the label with IGNORE_INDEX. As in `scale_and_crop`, only the part under the crop is resized.
+    """
+    width, height = image.size
+    ratio = rng.uniform(*scales)
+    long_side, short_side = int(2 * base_size * ratio), int(base_size * ratio)
+    factor = min(long_side / max(width, height), short_side / min(width, height))
+    scaled_width, scaled_height = max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
+
+    cut_height, cut_width = min(crop_size[0], scaled_height), min(crop_size[1], scaled_width)
+    for attempt in range(CROP_ATTEMPTS + 1):
+        top = int(rng.integers(0, scaled_height - cut_height, endpoint=True))
+        left = int(rng.integers(0, scaled_width - cut_width, endpoint=True))
+        box = (
+            left * width / scaled_width,
+            top * height / scaled_height,
+            min(width, (left + cut_width) * width / scaled_width),
+            min(height, (top + cut_height) * height / scaled_height),
+        )
+        cut_label = label.resize((cut_width, cut_height), Image.Resampling.NEAREST, box=box)
+        if cat_max_ratio >= 1 or attempt == CROP_ATTEMPTS or _is_varied(cut_label, cat_max_ratio):
+            break
+    cut_image = image.resize((cut_width, cut_height), Image.Resampling.BILINEAR, box=box)
+    return pad(cut_image, crop_size, MEAN_COLOR), pad(cut_label, crop_size, IGNORE_INDEX)
+
+
+def _is_varied(label: Image.Image, cat_max_ratio: float) -> bool:
+    """Whether the label has two classes or more, none of which covers `cat_max_ratio` of the labelled pixels."""
+    counts = np.array(label.histogram())
+    counts[IGNORE_INDEX] = 0
+    return np.count_nonzero(counts) > 1 and counts.max() < cat_max_ratio * counts.sum()
+
+
+def photometric_distortion(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast, saturation and hue, each with a probability of one half (SSD, arXiv:1512.02325, 2.2).
+
+    Brightness moves by up to 32 of 255, contrast and saturation by a factor in [0.5, 1.5], hue by up to 36 degrees.
+    Contrast comes before or after saturation and hue, as chance has it. Values are cut off at 0 and 255.
+    """
+    pixels = np.asarray(image)
+    if rng.random() < 0.5:
+        pixels = _scaled(pixels, 1.0, rng.uniform(-32, 32))
+    contrast_first = rng.random() < 0.5
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    hue_degrees = rng.uniform(-36, 36) if rng.random() < 0.5 else 0.0
+    if contrast_first:
+        pixels = _scaled(pixels, contrast)
+    if saturation != 1 or hue_degrees != 0:
+        hsv = np.array(Image.fromarray(pixels).convert("HSV"))
+        hsv[..., 0] += np.uint8(round(hue_degrees / 360 * 256) % 256)  # a full circle is 256: wraps around by itself
+        hsv[..., 1] = _scaled(hsv[..., 1], saturation)
+        pixels = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+    if not contrast_first:
+        pixels = _scaled(pixels, contrast)
+    return Image.fromarray(pixels)
+
+
+def _scaled(values: np.ndarray, factor: float, offset: float = 0.0) -> np.ndarray:
+    """factor * values + offset, cut off to uint8."""
+    if factor == 1 and offset == 0:
+        return values
+    table = (np.arange(256) * factor + offset).clip(0, 255).astype(np.uint8)
+    return table[values]
+
+
+def pad(picture: Image.Image, size: tuple[int, int], value: int | tuple[int, ...]) -> Image.Image:
     """Extend to at least `size` at the right and below with a constant."""
     width, height = max(size[1], picture.width), max(size[0], picture.height)
     if (width, height) == picture.size:
         return picture
-    fill = value if picture.mode == "L" else (value,) * len(picture.getbands())
+    fill = (value,) * len(picture.getbands()) if picture.mode != "L" and isinstance(value, int) else value
     canvas = Image.new(picture.mode, (width, height), fill)
     canvas.paste(picture, (0, 0))
     return canvas

@@ -13,6 +13,8 @@ from common.data import batches
 from common.device import World, setup
 from common.errors import Diverged, InputError
 from common.evaluate import evaluate
+from common.metrics import ConfusionMatrix
+from common.norm import synchronize_batch_norm
 from common.runlog import RunLog
 
 CLASSES = 4
@@ -80,6 +82,18 @@ def samples_of_steps(world: World, device_batch_size: int) -> list[tuple[int, li
     return [(step, target[:, 0, 0].tolist(), images[:, 0, 0, 0].int().tolist()) for step, images, target in stream]
 
 
+def synchronized_step(world: World, share: slice) -> dict[str, torch.Tensor]:
+    """Outputs, gradients and statistics of one step with batch norm over all images, from a share of five of them."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4))).double()
+    images, weights = torch.randn(5, 3, 6, 7).double(), torch.randn(5, 4, 4, 5).double()
+    synchronize_batch_norm(model, world)
+    outputs = model(images[share])
+    (outputs * weights[share]).sum().backward()  # of each process; their sum is that of one process with all images
+    gradients = {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
+    return {"outputs": outputs.detach(), **gradients, **model.state_dict()}
+
+
 def score_in_one_of_two_processes(rank: int, folder: Path) -> None:
     """Read training batches, evaluate, then let rank 1 alone have a loss that is nan.
 
@@ -94,7 +108,7 @@ def score_in_one_of_two_processes(rank: int, folder: Path) -> None:
     if rank == 1:
         model.norm.running_mean.fill_(9.0)  # statistics of its own, which must not decide
         model.norm.num_batches_tracked.fill_(77)
-    matrix = evaluate(model, Scenes(7), CLASSES, 2, world, 0)
+    matrix = evaluate(model, Scenes(7), ConfusionMatrix(CLASSES), 2, world, 0)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     log = RunLog(folder / "run", world, 4, 4, 2, {}, "case", "net", log_every_steps=4)
@@ -111,6 +125,7 @@ def score_in_one_of_two_processes(rank: int, folder: Path) -> None:
         "tracked": model.norm.num_batches_tracked,
         "stopped": stopped,
         "samples": samples,
+        "synchronized": synchronized_step(world, slice(0, 2) if rank == 0 else slice(2, 5)),
     }
     torch.save(seen, folder / f"seen_by_{rank}.pt")
     torch.distributed.barrier()

@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from common.args import FLAGS, parse_args
+from ci.tests.folders import FOLDERS, module
+from common.args import FLAGS, RUN, format_value, parse_args
 from ICNet import presets as icnet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,10 +144,21 @@ def test_what_is_refused_is_named_in_one_line_with_exit_code_2(capsys, presets, 
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "few"])
 def test_counts_of_which_there_is_at_least_one(capsys, value):
-    flags = "base_size crop_size epochs device_batch_size eval_batch_size eval_every_epochs log_every_steps"
+    flags = "base_size epochs device_batch_size eval_batch_size eval_every_epochs log_every_steps"
     for name in f"{flags} devices nnodes".split():
         assert f"'{value}' is not a whole number of at least 1" in refused(capsys, icnet, f"--{name}={value}")
         assert getattr(parse_args(icnet, [f"--{name}=1"]), name) == 1
+
+
+@pytest.mark.parametrize("text, size", [("960", (960, 960)), ("512x1024", (512, 1024)), ("64X32", (64, 32))])
+def test_sizes_are_a_number_or_height_by_width(text, size):
+    assert parse_args(icnet, [f"--crop_size={text}"]).crop_size == size
+    assert format_value(size).lower() == text.lower()
+
+
+@pytest.mark.parametrize("text", ["0", "0x5", "5x", "x", "1x2x3", "12.5", "wide"])
+def test_what_is_no_size_is_refused(capsys, text):
+    assert f"'{text}' is neither a number nor HEIGHTxWIDTH" in refused(capsys, icnet, f"--crop_size={text}")
 
 
 @pytest.mark.parametrize("name", "max_steps warmup_epochs node_rank save_every_steps workers".split())
@@ -229,23 +241,40 @@ def test_help_groups_by_topic_lists_aliases_and_the_defaults_of_the_chosen_prese
     assert "--opt_level" not in entries  # not a flag of this folder
 
 
-def test_every_value_of_icnets_presets_is_one_that_its_own_flag_accepts():
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_value_of_a_preset_is_one_that_its_own_flag_accepts(folder):
+    presets = module(folder, "presets")
     kinds = {name: kind for flags in FLAGS.values() for name, (kind, _) in flags.items()}
-    for preset, values in icnet.PRESETS.items():
-        assert values.keys() == icnet.BASE.keys() <= kinds.keys()
+    for preset, values in presets.PRESETS.items():
+        assert values.keys() == presets.BASE.keys() <= kinds.keys()
         argv = ["--preset", preset]
         for name, value in values.items():
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            argv += [f"--{name}={text}"] if value is not None else []
-        again = parse_args(icnet, argv)
+            argv += [f"--{name}={format_value(value)}"] if value is not None else []
+        again = parse_args(presets, argv)
         for name, value in values.items():
             if value is not None:
                 assert getattr(again, name) == value, (preset, name)
 
 
-def test_icnets_aliases_name_flags_and_hide_none():
-    assert set(icnet.ALIASES.values()) <= icnet.BASE.keys()
-    assert not icnet.ALIASES.keys() & icnet.BASE.keys()
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_aliases_name_flags_and_hide_none(folder):
+    presets = module(folder, "presets")
+    meanings = [meaning[0] if isinstance(meaning, tuple) else meaning for meaning in presets.ALIASES.values()]
+    assert set(meanings) <= presets.BASE.keys()
+    assert not presets.ALIASES.keys() & presets.BASE.keys()
+    assert set(RUN) <= presets.BASE.keys()
+
+
+def test_a_spelling_may_stand_for_a_flag_with_its_value(capsys):
+    presets = ModuleType("presets")
+    presets.__file__ = icnet.__file__
+    presets.PRESETS = {"default": {**icnet.BASE, "validate": True}}
+    presets.ALIASES = {"skip_val": ("validate", False), "no_cuda": ("device", "cpu")}
+    args = parse_args(presets, ["--skip-val", "--no_cuda"])
+    assert (args.validate, args.device) == (False, "cpu")
+    assert parse_args(presets, []).validate is True
+    assert parse_args(presets, ["--skip_val", "--validate"]).validate is True, "the last word counts"
+    refused(capsys, presets, "--skip_val=1")
 
 
 def test_flags_are_answered_without_importing_torch():

@@ -69,6 +69,26 @@ def test_dilation():
         assert stage[0].downsample[0].stride[0] == strides[0]
 
 
+def test_dilation_of_basic_blocks():
+    """As in mmsegmentation the first convolution of a block is dilated and the second is not; the size stays."""
+    backbone = ResNet("resnet18", (False, True, True)).eval()
+    for stage, dilations in ((backbone.layer1, (1, 1)), (backbone.layer3, (1, 2)), (backbone.layer4, (2, 4))):
+        assert tuple(block.conv1.dilation[0] for block in stage) == dilations
+        assert tuple(block.conv1.padding[0] for block in stage) == dilations
+        assert {block.conv2.dilation[0] for block in stage} == {1}
+    with torch.no_grad():
+        sizes = [tuple(features.shape[-2:]) for features in backbone(torch.randn(1, 3, 65, 96))]
+    assert sizes == [(17, 24), (9, 12), (9, 12), (9, 12)]
+
+
+@pytest.mark.parametrize("name, last", [("resnet18", "bn2"), ("resnet50", "bn3")])
+def test_residual_blocks_start_as_the_identity_when_asked(name, last):
+    for zero_init, expected in ((True, 0), (False, 1)):
+        backbone = ResNet(name, zero_init_residual=zero_init)
+        assert (getattr(backbone.layer3[1], last).weight == expected).all()
+        assert (backbone.layer3[1].bn1.weight == 1).all()
+
+
 def test_stages():
     backbone = ResNet("resnet18").eval()
     images = torch.randn(1, 3, 65, 96)
@@ -137,6 +157,24 @@ def assert_loaded(backbone: ResNet, published: dict[str, torch.Tensor]) -> None:
     for name, value in backbone.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, published[name]), name
+
+
+# the stem's tensors in a file of open-mmlab (resnet50_v1c) and in one of PyTorch-Encoding, in the order of its layers
+OPEN_MMLAB_STEM = {"stem.0": "conv1.0", "stem.1": "conv1.1", "stem.3": "conv1.3", "stem.4": "conv1.4"}
+OPEN_MMLAB_STEM |= {"stem.6": "conv1.6", "stem.7": "bn1"}
+
+
+def test_load_imagenet_with_the_stem_of_open_mmlab(tmp_path, published):
+    theirs = {}
+    for name, value in published.items():
+        module, _, leaf = name.rpartition(".")
+        back = {ours: their for their, ours in OPEN_MMLAB_STEM.items()}
+        theirs[f"{back.get(module, module)}.{leaf}"] = value
+    assert "stem.7.running_mean" in theirs and "bn1.running_mean" not in theirs
+    torch.save({"state_dict": theirs}, tmp_path / "weights.pth")
+    backbone = blank()
+    assert load_imagenet(backbone, tmp_path / "weights.pth").startswith("backbone: all ")
+    assert_loaded(backbone, published)
 
 
 @pytest.mark.parametrize("form", ["plain", "legacy", "wrapped", "prefixed", "zipped"])

@@ -14,6 +14,7 @@ from common.cityscapes import (
     Pair,
     check_pairs,
     find_pairs,
+    read_pair,
 )
 from common.errors import InputError
 
@@ -125,11 +126,27 @@ def test_equal_names_in_two_cities_are_two_pairs(tmp_path):
     assert all(pair.image.parent.name == pair.label.parent.name for pair in pairs)
 
 
-def test_another_label_suffix_pairs_with_other_files(tmp_path):
+def test_train_ids_are_taken_where_there_are_no_label_ids(tmp_path):
     touch(tmp_path, "aachen/a")
-    (tmp_path / "gtFine" / "train" / "aachen" / "a_gtFine_labelTrainIds.png").touch()
-    pairs = find_pairs(tmp_path, "train", "_gtFine_labelTrainIds.png")
-    assert [pair.label.name for pair in pairs] == ["a_gtFine_labelTrainIds.png"]
+    folder = tmp_path / "gtFine" / "train" / "aachen"
+    (folder / "a_gtFine_labelTrainIds.png").touch()
+    assert [pair.label.name for pair in find_pairs(tmp_path, "train")] == ["a_gtFine_labelIds.png"]
+    (folder / "a_gtFine_labelIds.png").unlink()
+    assert [pair.label.name for pair in find_pairs(tmp_path, "train")] == ["a_gtFine_labelTrainIds.png"]
+
+
+def test_label_ids_and_train_ids_are_read_alike(tiny_cityscapes):
+    pair = find_pairs(tiny_cityscapes(), "val")[0]
+    image, train_ids = read_pair(pair)
+    converted = Pair(pair.image, pair.label.with_name("x_gtFine_labelTrainIds.png"))
+    train_ids.save(converted.label)
+    assert np.array_equal(np.asarray(read_pair(converted)[1]), np.asarray(train_ids))
+    assert set(np.unique(train_ids)) <= {*range(19), 255}
+    check_pairs([converted])
+    Image.fromarray(np.full((32, 48), 19, np.uint8)).save(converted.label)
+    for use in (read_pair, lambda pair: check_pairs([pair])):
+        with pytest.raises(InputError, match=r"19.*not in the label table \(0\.\.255\)"):
+            use(converted)
 
 
 def no_folder(root):

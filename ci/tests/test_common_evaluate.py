@@ -12,10 +12,12 @@ from ci.tests.common_workers import (
     samples_of_steps,
     score_in_one_of_two_processes,
     seeded_model,
+    synchronized_step,
     world,
 )
 from common import evaluate as evaluate_module
 from common.evaluate import evaluate, example_predictions
+from common.metrics import ConfusionMatrix
 
 
 def counts_of_a_plain_loop(model, dataset) -> torch.Tensor:
@@ -44,13 +46,18 @@ def test_the_plain_loop_predicts_several_classes(expected):
 
 @pytest.mark.parametrize("batch, workers", [(1, 0), (2, 0), (3, 1), (16, 0)])
 def test_counts_equal_a_plain_loop_for_any_batch_size(expected, batch, workers):
-    assert torch.equal(evaluate(seeded_model(), Scenes(7), CLASSES, batch, world(), workers).counts, expected)
+    assert torch.equal(
+        evaluate(seeded_model(), Scenes(7), ConfusionMatrix(CLASSES), batch, world(), workers).counts, expected
+    )
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_the_shares_of_all_processes_sum_to_the_matrix_of_one(monkeypatch, expected, size):
     monkeypatch.setattr(evaluate_module, "share_buffers", lambda model, world: None)  # there are no other processes
-    shares = [evaluate(seeded_model(), Scenes(7), CLASSES, 2, world(rank, size), 0).counts for rank in range(size)]
+    shares = [
+        evaluate(seeded_model(), Scenes(7), ConfusionMatrix(CLASSES), 2, world(rank, size), 0).counts
+        for rank in range(size)
+    ]
     assert torch.equal(sum(shares), expected)
     assert not any(torch.equal(share, expected) for share in shares)
 
@@ -61,7 +68,7 @@ def test_the_model_is_scored_in_eval_mode_and_left_as_it_was(training):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = []
     model.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
-    evaluate(model, Scenes(3), CLASSES, 2, world(), 0)
+    evaluate(model, Scenes(3), ConfusionMatrix(CLASSES), 2, world(), 0)
     example_predictions(model, Scenes(3), 1, world())
     assert set(modes) == {(False, False)}
     assert model.training is training and model.norm.training is training
@@ -76,7 +83,7 @@ def test_the_forward_pass_runs_in_the_given_context():
     def bf16():
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
-    evaluate(model, Scenes(2), CLASSES, 2, world(), 0, bf16)
+    evaluate(model, Scenes(2), ConfusionMatrix(CLASSES), 2, world(), 0, bf16)
     example_predictions(model, Scenes(2), 1, world(), bf16)
     assert set(seen) == {torch.bfloat16}
 
@@ -128,3 +135,20 @@ def test_a_loss_that_is_nan_on_one_process_stops_both_at_the_same_step(seen):
     for one in both:
         assert one["stopped"].startswith("the loss is nan at step 3 of 4")
     assert "nan at step 3" in (folder / "run" / "train.log").read_text()
+
+
+def test_synchronized_batch_norm_is_that_of_one_process_with_all_images(seen):
+    """Shares of two and three images: the statistics are those of the five."""
+    _, both = seen
+    first, second = (one["synchronized"] for one in both)
+    whole = synchronized_step(world(), slice(0, 5))
+    assert list(first) == list(whole)
+    for name, expected in whole.items():
+        if name == "outputs":
+            ours = torch.cat([first[name], second[name]])
+        elif name.startswith("gradient"):
+            ours = first[name] + second[name]
+        else:
+            ours = first[name]
+            assert torch.equal(ours, second[name]), name
+        assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12), name

@@ -61,7 +61,8 @@ def draw(path, rows):
 
 
 def run(source, checkpoint, output, num_classes=3):
-    argv = ["--checkpoint", checkpoint, "--input", source, "--output", output, "--device", "cpu"]
+    sources = source if isinstance(source, list) else [source]
+    argv = ["--checkpoint", checkpoint, "--input", *sources, "--output", output, "--device", "cpu"]
     args = parse_predict_args({"backbone": ["small", "large"]}, "Tries it.", [str(part) for part in argv])
     return predict(args, BrightestChannel, from_reference, to_tensor, PALETTE, num_classes)
 
@@ -104,9 +105,9 @@ def test_images_of_a_folder_and_of_those_in_it_are_sorted(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
+    found = [str(path.relative_to(root)) for path, root in find_images(tmp_path)]
     assert found == ["a.JPG", "a_sub/z.png", "b.png", "sub/deep/c.webp"]
-    assert find_images(str(tmp_path / "b.png")) == [tmp_path / "b.png"]
+    assert find_images(str(tmp_path / "b.png")) == [(tmp_path / "b.png", tmp_path)]
 
 
 def test_a_source_without_images_is_explained(tmp_path):
@@ -276,3 +277,44 @@ def test_a_picture_that_cannot_be_decoded_or_is_too_small_is_named(tmp_path):
     draw(tmp_path / "dot.png", [[RED]])
     with pytest.raises(InputError, match=r"dot\.png cannot be predicted: .*sides of 2 pixels"):
         run(tmp_path / "dot.png", checkpoint, tmp_path / "out")
+
+
+def test_several_images_and_folders_at_once(tmp_path):
+    checkpoint = our_checkpoint(tmp_path / "best.pt")
+    one, two = draw(tmp_path / "a" / "one.png", [[RED, RED]] * 2), draw(tmp_path / "b" / "two.png", [[BLUE, BLUE]] * 2)
+    draw(tmp_path / "c" / "deep" / "three.png", [[GREEN, GREEN]] * 2)
+    assert [path.name for path in run([one, two, tmp_path / "c"], checkpoint, tmp_path / "out")] == [
+        "one_overlay.png",
+        "two_overlay.png",
+        "three_overlay.png",
+    ]
+    assert pixels(tmp_path / "out" / "deep" / "three_ids.png") == ("L", [[1, 1]] * 2)
+
+
+def test_images_of_one_name_are_not_written_over_each_other(tmp_path):
+    checkpoint = our_checkpoint(tmp_path / "best.pt")
+    sources = [draw(tmp_path / folder / "one.png", [[RED, RED], [RED, RED]]) for folder in ("a", "b")]
+    with pytest.raises(InputError, match="one.png; predict them in two runs"):
+        run(sources, checkpoint, tmp_path / "out")
+
+
+class Foreground(torch.nn.Module):
+    """One logit: red minus one half, at half the size of the image."""
+
+    def __init__(self, num_classes=1):
+        super().__init__()
+        self.options = {"num_classes": num_classes}
+        self.shift = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, images):
+        return images[:, :1, ::2, ::2] - self.shift
+
+
+def test_a_single_logit_is_foreground_above_zero_and_brought_to_the_size_of_the_picture(tmp_path):
+    weights = {"shift": torch.tensor(0.5)}
+    checkpoint = our_checkpoint(tmp_path / "b.pt", model_class="Foreground", options={"num_classes": 1}, model=weights)
+    picture = draw(tmp_path / "one.png", [[RED] * 4 + [BLUE] * 4] * 4)
+    argv = ["--checkpoint", str(checkpoint), "--input", str(picture), "--output", str(tmp_path / "out")]
+    args = parse_predict_args({}, "", [*argv, "--device", "cpu"])
+    predict(args, Foreground, from_reference, to_tensor, PALETTE, 1)
+    assert pixels(tmp_path / "out" / "one_ids.png") == ("L", [[1] * 4 + [0] * 4] * 4)

@@ -120,8 +120,10 @@ def test_a_run_writes_its_files(tmp_path, clock, capsys):
     assert config["values"] == {"lr": 0.125, "amp": None}
     assert config["environment"]["torch"] == torch.__version__
     assert config["environment"]["world_size"] == 1
-    assert json.loads((folder / "result.json").read_text()) == finished_result(folder)
-    assert finished_result(folder) == {**result, "pixel_accuracy": None}
+    steps = result["steps"]
+    quiet = world(rank=1)
+    assert json.loads((folder / "result.json").read_text()) == finished_result(folder, steps, steps, quiet)
+    assert finished_result(folder, steps, steps, quiet) == {**result, "pixel_accuracy": None}
     assert {k: result[k] for k in ("network", "case", "steps", "loss", "best", "miou", "images_per_second")} == {
         "network": "Net", "case": "Net_bs8_1p_acc", "steps": 4, "loss": 0.5, "best": 0.25, "miou": 0.2,
         "images_per_second": 8.0,
@@ -514,12 +516,34 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runlog.fcntl, "flock", refuse)
     whole_run(tmp_path / "run")
-    assert finished_result(tmp_path / "run")["steps"] == 4
+    assert finished_result(tmp_path / "run", 4, 4, world())["steps"] == 4
 
 
 def test_a_run_that_has_not_ended_has_no_result(tmp_path):
     train(open_log(tmp_path / "run"), range(2))
-    assert finished_result(tmp_path / "run") is None
+    assert finished_result(tmp_path / "run", 2, 2, world()) is None
+
+
+def test_a_finished_run_that_goes_on_or_had_another_length_has_no_result_yet(tmp_path, capsys):
+    log = open_log(tmp_path / "run")
+    train(log, range(4))
+    log.finish()
+    assert finished_result(tmp_path / "run", 4, 4, world())["steps"] == 4
+    assert "is complete: 4 of 4 steps are done" in capsys.readouterr().out
+    assert finished_result(tmp_path / "run", 4, 8, world()) is None
+    assert finished_result(tmp_path / "run", 8, 8, world()) is None
+
+
+def test_scores_are_reported_under_the_names_of_the_original_scripts(tmp_path, capsys):
+    log = open_log(tmp_path / "run", reported_scores={"Train Accuracy": "pixel_accuracy", "mIoU": "miou"})
+    train(log, range(4))
+    log.eval({"miou": 0.25, "pixel_accuracy": 0.5})
+    assert log.finish()["scores"] == ["miou", "pixel_accuracy"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:-1] == ["Final Train Accuracy : 0.5000", "Final mIoU : 0.2500"]
+    report = (tmp_path / "run" / "Net_bs8_1p_acc.log").read_text().splitlines()
+    assert report[7:9] == ["TrainAccuracy = 0.5000", "mIoU = 0.2500"]
+    assert report[9].startswith("ActualLoss = ") and log.best == 0.25
 
 
 # ---- the terminal

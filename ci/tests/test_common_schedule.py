@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.schedule import cosine_epochs, due, poly, set_lr
+from common.schedule import cosine_epochs, due, linear_tail, poly, set_lr
 
 SCHEDULES = json.loads((Path(__file__).parent / "golden" / "lr_schedules.json").read_text())
 
@@ -44,6 +44,16 @@ def test_cosine_is_that_of_the_modelzoo_runs_throughout_each_epoch(name, steps_p
             assert lrs_of(optimizer) == pytest.approx(lrs, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", ["attunet_linear_lr0.0002_100ep", "attunet_linear_lr0.0016_100ep"])
+@pytest.mark.parametrize("steps_per_epoch", [1, 14])
+def test_linear_tail_is_that_of_the_upstream_attention_unet_throughout_each_epoch(name, steps_per_epoch):
+    config, rows = SCHEDULES[name]["config"], SCHEDULES[name]["rows"]
+    factor = linear_tail(config["num_epochs"], steps_per_epoch, config["num_epochs_decay"])
+    for epoch, lr in rows:
+        for step in (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1):
+            assert config["base_lr"] * factor(step) == pytest.approx(lr, rel=1e-9)
+
+
 def test_poly_counted_from_one_is_that_of_the_upstream_icnet_with_its_faster_head():
     config, rows = SCHEDULES["icnet_upstream_poly_lr0.01"]["config"], SCHEDULES["icnet_upstream_poly_lr0.01"]["rows"]
     factor = poly(config["max_iters"], config["power"])
@@ -73,10 +83,12 @@ def test_first_last_and_middle_factors_known_by_hand():
     assert poly(100, power=1.0, warmup_steps=10)(5) == pytest.approx(0.5 * 0.95)
     assert cosine_epochs(8, 10)(40) == pytest.approx(0.5)
     assert cosine_epochs(8, 10)(20) == pytest.approx(0.5 + 2**0.5 / 4)
+    assert [linear_tail(4, 5, 2)(step) for step in (0, 10, 14, 15, 19)] == [1, 1, 1, 0.5, 0.5]
+    assert linear_tail(4, 5, 0)(19) == 1
     assert cosine_epochs(5, 10, warmup_epochs=3)(29) == pytest.approx(3 / 4)
 
 
-@pytest.mark.parametrize("schedule", [poly(10), poly(10, min_factor=0.1), cosine_epochs(2, 5)])
+@pytest.mark.parametrize("schedule", [poly(10), poly(10, min_factor=0.1), cosine_epochs(2, 5), linear_tail(2, 5, 2)])
 def test_a_step_beyond_the_end_is_a_finite_small_factor(schedule):
     assert 0 <= schedule(11) <= 0.5
     assert isinstance(schedule(11), float)

@@ -13,9 +13,11 @@ from common.transforms import (
     flip,
     normalize,
     pad,
+    photometric_distortion,
     read_image,
     read_label,
     scale_and_crop,
+    scale_and_crop_varied,
     to_class_ids,
 )
 
@@ -30,6 +32,12 @@ class Draws:
         value = self.values.pop(0)
         assert low <= value <= high and (endpoint or value < high), (low, value, high)
         return value
+
+    def uniform(self, low, high):
+        return self.integers(low, high, endpoint=True)
+
+    def random(self):
+        return self.integers(0, 1)
 
 
 def a_picture(height, width):
@@ -126,7 +134,7 @@ def test_what_the_picture_does_not_fill_is_black_and_ignored():
 
 
 def test_only_the_direction_that_is_too_short_is_padded():
-    image, columns, _ = coordinates(20, 100)
+    image, columns, _ = coordinates(20, 250)
     image, label = scale_and_crop(image, columns, Draws(20, 0, 60), 20, (30, 40))
     assert np.asarray(label)[0].tolist() == list(range(60, 100))
     assert (np.asarray(label)[20:] == 255).all()
@@ -360,3 +368,110 @@ def test_a_picture_too_large_for_pillow_is_named_too(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(InputError, match="huge.png"):
         read_image(path)
+
+
+# ---- scale and crop as in mmsegmentation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "scaled"),
+    [
+        ((64, 128), 1.0, (64, 128)),
+        ((64, 128), 0.5, (32, 64)),
+        ((64, 128), 1.37, (87, 174)),  # 87.68 is cut off to 87, and 128 / 64 x 87 is 174
+        ((48, 64), 1.0, (64, 85)),  # the short side decides
+        ((32, 128), 1.0, (32, 128)),  # the long side decides
+        ((64, 48), 0.75, (64, 48)),
+    ],
+)
+def test_pictures_are_scaled_to_fit_into_two_by_one(size, ratio, scaled):
+    image, columns, rows = coordinates(*size)
+    got_image, got_columns = scale_and_crop_varied(image, columns, Draws(ratio, 0, 0), 64, scaled)
+    _, got_rows = scale_and_crop_varied(image, rows, Draws(ratio, 0, 0), 64, scaled)
+    assert got_image.size == got_columns.size == scaled[::-1]
+    expected = image.resize(scaled[::-1], Image.Resampling.BILINEAR)
+    assert levels(got_image, expected).max() <= 1
+    for got, count, source, axis in ((got_columns, scaled[1], size[1], 0), (got_rows, scaled[0], size[0], 1)):
+        line = np.asarray(got).take(0, axis=axis)
+        assert all(value in choice for value, choice in zip(line, nearest(0, count, source, count), strict=True))
+    bigger, _ = scale_and_crop_varied(image, columns, Draws(ratio, 0, 0), 64, (scaled[0] + 1, scaled[1]))
+    assert np.asarray(bigger)[-1, 0].tolist() == [124, 116, 104], "one row more than the picture has: it is padded"
+
+
+def test_a_crop_is_drawn_again_while_one_class_covers_too_much_of_it():
+    label = np.zeros((10, 40), np.uint8)
+    label[:, 10:20] = 1
+    label[:, 30:] = 255
+    image, label = Image.new("RGB", (40, 10)), Image.fromarray(label)
+
+    def crop(*lefts, ratio=0.75):
+        draws = Draws(1.0, *(number for left in lefts for number in (0, left)))
+        _, got = scale_and_crop_varied(image, label, draws, 40, (20, 40), cat_max_ratio=ratio)
+        assert draws.values == []
+        return np.asarray(got)
+
+    # the picture is scaled to 20 x 80: columns 0..19 class 0, 20..39 class 1, 40..59 class 0, 60..79 ignored
+    assert (crop(0)[0] == [0] * 20 + [1] * 20).all()  # one half each
+    first = crop(40, 10)  # a single class beside what is ignored: drawn again
+    assert (first[0] == [0] * 10 + [1] * 20 + [0] * 10).all()
+    second = crop(36, 30)  # 4 columns of 24 labelled ones are class 1, 20 are class 0: 0.83 is too much
+    assert (second[0] == [1] * 10 + [0] * 20 + [255] * 10).all()
+    assert (crop(36, ratio=0.84)[0] == [1] * 4 + [0] * 20 + [255] * 16).all()
+    assert (crop(40, ratio=1.0)[0] == [0] * 20 + [255] * 20).all(), "1: any crop"
+    assert (crop(*[40] * 10, 39)[0, :2] == [1, 0]).all(), "the eleventh is taken as it is"
+
+
+def test_scales_and_places_of_varied_crops_are_uniform():
+    image, columns, _ = coordinates(20, 250)
+    widths, lefts = [], []
+    for seed in range(300):
+        _, got = scale_and_crop_varied(image, columns, np.random.default_rng((7, seed)), 125, (4, 100), (0.5, 2.0))
+        line = np.asarray(got)[0].astype(int)
+        widths.append((line[-1] - line[0]) / 99)  # source columns for each column: 1 / scale
+        lefts.append(line[0])
+    scales = 1 / np.array(widths)
+    assert scales.min() < 0.55 and scales.max() > 1.9 and 1.18 < scales.mean() < 1.32
+    assert min(lefts) < 10 and max(lefts) > 180
+
+
+# ---- photometric distortion ------------------------------------------------------------------------------------------
+
+NO, YES = 0.9, 0.1  # draws of probabilities
+
+
+def distorted(colour, *draws):
+    rng = Draws(*draws)
+    image = photometric_distortion(Image.new("RGB", (3, 2), colour), rng)
+    assert rng.values == []
+    assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) == 1
+    return tuple(np.asarray(image)[0, 0].tolist())
+
+
+def test_each_distortion_by_hand():
+    # brightness, contrast first?, contrast, saturation, hue
+    assert distorted((10, 100, 250), NO, NO, NO, NO, NO) == (10, 100, 250)
+    assert distorted((10, 100, 250), YES, 20.5, NO, NO, NO, NO) == (30, 120, 255)
+    assert distorted((10, 100, 250), YES, -32, NO, NO, NO, NO) == (0, 68, 218)
+    for contrast_first in (YES, NO):
+        assert distorted((10, 101, 250), NO, contrast_first, YES, 1.5, NO, NO) == (15, 151, 255)
+    assert distorted((200, 100, 100), NO, NO, NO, YES, 0.5, NO) == pytest.approx((200, 150, 150), abs=1)
+    assert distorted((200, 100, 100), NO, NO, NO, YES, 1.5, NO) == pytest.approx((200, 50, 50), abs=1)
+    # red by 36 degrees towards yellow: green rises by 36 / 60 of the chroma; the other way blue does
+    assert distorted((200, 0, 0), NO, NO, NO, NO, YES, 36) == pytest.approx((200, 120, 0), abs=4)
+    assert distorted((200, 0, 0), NO, NO, NO, NO, YES, -36) == pytest.approx((200, 0, 120), abs=4)
+
+
+def test_contrast_comes_before_or_after_hue_and_saturation():
+    """Cut off at 255 first, a colour loses its hue; turned grey first, it does not."""
+    assert distorted((250, 200, 180), NO, YES, YES, 1.5, YES, 0.5, NO) == pytest.approx((255, 255, 255), abs=1)
+    assert distorted((100, 160, 40), NO, YES, YES, 1.5, YES, 0.5, NO) == pytest.approx((187, 240, 97 + 50), abs=45)
+    after = distorted((250, 200, 180), NO, NO, YES, 0.5, YES, 0.5, NO)
+    assert after == pytest.approx((125, 112, 107), abs=2)
+
+
+def test_half_of_the_pictures_have_each_distortion():
+    grey = Image.new("RGB", (2, 2), (100, 100, 100))
+    changed = [np.asarray(photometric_distortion(grey, np.random.default_rng(seed)))[0, 0, 0] for seed in range(400)]
+    # of grey, brightness and contrast alone are seen: a quarter stays
+    assert 70 < sum(value == 100 for value in changed) < 135
+    assert min(changed) < 60 and max(changed) > 140

@@ -18,7 +18,7 @@ import pytest
 
 import common.predict
 from ci.tests.folders import FOLDERS, ROOT, module
-from common.args import parse_args
+from common.args import FLAGS, format_value, parse_args
 
 LANGUAGES = ("README.md", "README.zh.md")
 PLACES = [ROOT, *(ROOT / folder for folder in FOLDERS)]
@@ -273,6 +273,8 @@ def test_angle_brackets_are_in_code(path):
 
 # ---- flags
 
+MEANINGS = {name: text for flags in FLAGS.values() for name, (_, text) in flags.items()}
+
 
 @pytest.mark.parametrize("name", LANGUAGES)
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -284,7 +286,11 @@ def test_the_table_of_flags_is_that_of_the_presets(folder, name):
     assert sorted(row[0] for row in rows) == sorted(f"`--{flag}`" for flag in default)
     for quoted, spellings, shown, meaning in rows:
         flag = quoted.strip("`-")
-        known = [f"`--{spelling}`" for spelling, meant in presets.ALIASES.items() if meant == flag]
+        known = [
+            f"`--{spelling}`" if meant == flag else f"`--{spelling}` (`{format_value(meant[1])}`)"
+            for spelling, meant in presets.ALIASES.items()
+            if flag == (meant[0] if isinstance(meant, tuple) else meant)
+        ]
         assert spellings == ", ".join(known), flag
         value = default[flag]
         if value is None or value == "":
@@ -296,6 +302,8 @@ def test_the_table_of_flags_is_that_of_the_presets(folder, name):
             read = parse(presets, [f"--{flag}={shown.strip('`')}"], f"the default of {flag}")
             assert getattr(read, flag) == value, f"{flag} is {value}, not {shown}"
         assert meaning, f"{flag} has no meaning"
+        if name == "README.md":
+            assert meaning.replace("`", "").startswith(MEANINGS[flag][:30].replace("`", "")), flag
 
 
 @each_document

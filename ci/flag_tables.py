@@ -1,0 +1,133 @@
+"""Write the table of flags into both READMEs of model folders: python ci/flag_tables.py [MODEL ...]
+
+Without a name it does so in all of them. The rows come from the folder's presets and from `common.args.FLAGS`;
+ci/tests/test_docs.py compares them again. Run it after a flag, a default or a spelling has changed.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.args import FLAGS, format_value  # noqa: E402  the line above makes it importable
+
+# What FLAGS says of each flag, in Chinese.
+CHINESE = {
+    "data_path": "数据集目录；`sample` 表示当场绘制的内置样例",
+    "base_size": "训练图像缩放到的短边长度（再乘以一个随机系数），单位像素",
+    "crop_size": "训练裁剪的高和宽，单位像素：一个数，或 `高x宽`",
+    "min_scale": "训练缩放的最小随机系数",
+    "max_scale": "训练缩放的最大随机系数",
+    "check_data": "训练前打开每个标签文件，拒绝标签表之外的值",
+    "workers": "每个设备的数据读取进程数；`auto` 平分 CPU 核",
+    "arch": "本目录的网络",
+    "backbone": "骨干网络（编码器）",
+    "pretrained": "ImageNet 权重：文件、存放公开权重文件的目录，或 `none`",
+    "load_from": "从某个检查点的权重开始训练，本仓库或参考实现的均可",
+    "label_resize": "计算损失时把标签缩放到 logits 尺寸的方式",
+    "epochs": "训练长度，以 epoch 计",
+    "max_steps": "完成学习率计划中的多少个优化步后停止（0：到计划结束）",
+    "device_batch_size": "每个设备每步的训练图像数",
+    "eval_batch_size": "每个设备每次的验证图像数",
+    "schedule": "学习率的下降方式",
+    "warmup_epochs": "学习率上升阶段的 epoch 数",
+    "lr": "初始学习率",
+    "head_lr_factor": "未预训练的层的学习率，相对于 `--lr` 的倍数",
+    "momentum": "SGD 的动量",
+    "weight_decay": "对全部权重的 L2 惩罚",
+    "amp": "混合精度；默认在 NPU 和 CUDA 上开启，在 CPU 上关闭",
+    "opt_level": "与 `--amp` 配合：float32、autocast，或半精度权重加 float32 主权重",
+    "amp_dtype": "半精度的类型",
+    "loss_scale": "`dynamic`（或 -1），或一个固定数值；用于 fp16",
+    "device": "在哪里运行；`auto` 依次尝试 NPU、CUDA、CPU",
+    "devices": "本机使用多少个设备（进程）",
+    "device_list": "使用哪些设备，写编号：0,1,2,3",
+    "distributed": "1：本机全部设备，0：一个设备",
+    "nnodes": "机器数",
+    "node_rank": "本机的编号，从 0 开始",
+    "master_addr": "0 号机器的地址",
+    "master_port": "0 号机器上的空闲端口",
+    "seed": "样本打乱、数据增强和初始权重的随机种子",
+    "deterministic": "只用结果可复现的算子（较慢）",
+    "evaluate": "在验证集上评测 `--checkpoint`，不训练",
+    "checkpoint": "`--evaluate` 要评测的权重，本仓库或参考实现的均可",
+    "validate": "训练过程中做评测",
+    "eval_every_epochs": "每隔多少个 epoch 评测并保存一次检查点",
+    "eval_each_epoch_from": "训练进行到这一比例之后，每个 epoch 都评测",
+    "output_dir": "本次运行的目录（默认：模型目录下的 `output/<preset>`）",
+    "resume": "从某个 `checkpoints/last.pt` 继续；`auto` 取 `--output_dir` 中的那个（如果有）",
+    "save_every_steps": "每隔多少步额外保存一次检查点（0：只随评测保存）",
+    "log_every_steps": "两行日志之间的步数",
+    "dataset": "采用本目录数据布局下的哪个数据集",
+    "cat_max_ratio": "一个类别在裁剪区域中的占比达到此值时重新裁剪（1：任意裁剪）",
+    "image_size": "所有图像缩放到的高和宽，单位像素",
+    "augmentation_prob": "做数据增强的训练图像比例",
+    "mask_resize": "训练掩码的缩放方式；`bilinear` 会产生软边缘",
+    "eval_protocol": "按原始尺寸评测整幅图像，或评测中心裁剪",
+    "eval_split": "`--evaluate` 评测哪个划分",
+    "base_channels": "第一层的通道数；每往下一层加倍",
+    "t": "循环卷积块的循环次数",
+    "sync_bn": "用所有设备上的图像做批归一化",
+    "avg_non_ignore": "损失只对有标注的像素取平均，而不是对全部像素",
+    "total_steps": "训练长度，以优化步计（`--epochs` 以 epoch 计）",
+    "total_batch_size": "所有设备每步的训练图像总数（代替 `--device_batch_size`）",
+    "warmup_steps": "学习率上升阶段的步数",
+    "warmup_factor": "上升阶段第一步的学习率系数",
+    "decay_epochs": "学习率线性下降的最后若干个 epoch",
+    "min_lr": "学习率计划结束时的学习率",
+    "scale_lr": "把 `--lr` 乘以设备数",
+    "encoder_lr_factor": "预训练编码器的学习率，相对于 `--lr` 的倍数",
+    "beta1": "Adam 中梯度均值的衰减系数",
+    "beta2": "Adam 中梯度平方均值的衰减系数",
+    "hf32": "在 NPU 上用 HF32、在 CUDA 上用 TF32 计算 float32 乘积；默认由设备自行决定",
+    "precision_mode": "`must_keep_origin_dtype` 等同于 `--no_amp`；其余取值不改变混合精度的设置",
+    "local_rank": "旧启动器传入的参数，它们同时设置 `LOCAL_RANK`：以后者为准",
+    "local_addr": "本机的地址（多机训练）",
+    "eval_every_steps": "每隔多少步评测并保存一次检查点",
+    "prof": "训练 20 步后剖析一步，写入输出目录的 `output.prof`，然后结束",
+    "prof_test": "同上，在 5 步之后",
+}
+
+
+def table(presets, meanings: dict[str, str]) -> list[str]:
+    """The rows of one folder: flag, spellings, default, meaning."""
+    default = next(iter(presets.PRESETS.values()))
+    rows = []
+    for name in [name for flags in FLAGS.values() for name in flags if name in default]:
+        spellings = [
+            f"`--{spelling}`" if meaning == name else f"`--{spelling}` (`{format_value(meaning[1])}`)"
+            for spelling, meaning in presets.ALIASES.items()
+            if meaning == name or (isinstance(meaning, tuple) and meaning[0] == name)
+        ]
+        rows.append(f"| `--{name}` | {', '.join(spellings)} | {shown(default[name])} | {meanings[name]} |")
+    return rows
+
+
+def shown(value) -> str:
+    """A default as the table has it: nothing for a flag without one, on or off for a switch."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"`{format_value(value)}`"
+
+
+def main(folders: list[str]) -> None:
+    english = {name: text for flags in FLAGS.values() for name, (_, text) in flags.items()}
+    english["output_dir"] = english["output_dir"].replace("output/<preset>", "`output/<preset>`")
+    for folder in folders or sorted(path.parent.name for path in ROOT.glob("*/train.py")):
+        presets = importlib.import_module(f"{folder}.presets")
+        for document, meanings in (("README.md", english), ("README.zh.md", CHINESE)):
+            path = ROOT / folder / document
+            lines = path.read_text(encoding="utf-8").splitlines()
+            old = [number for number, line in enumerate(lines) if line.startswith("| `--")]
+            if not old or old != list(range(old[0], old[-1] + 1)):
+                sys.exit(f"{path} must hold one table whose rows begin with '| `--', to be replaced")
+            lines[old[0] : old[-1] + 1] = table(presets, meanings)
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
