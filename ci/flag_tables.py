@@ -58,6 +58,7 @@ CHINESE = {
     "eval_each_epoch_from": "训练进行到这一比例之后，每个 epoch 都评测",
     "output_dir": "本次运行的目录（默认：模型目录下的 `output/<preset>`）",
     "resume": "从某个 `checkpoints/last.pt` 继续；`auto` 取 `--output_dir` 中的那个（如果有）",
+    "save_every_epochs": "每隔多少个 epoch 额外保存一次检查点（0：只随评测保存）",
     "save_every_steps": "每隔多少步额外保存一次检查点（0：只随评测保存）",
     "log_every_steps": "两行日志之间的步数",
     "dataset": "采用本目录数据布局下的哪个数据集",

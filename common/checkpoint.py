@@ -162,6 +162,8 @@ def resume(content: dict, optimizer: Optimizer, amp: Amp) -> tuple[int, float | 
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         amp.load_model_state(content["model"])
+        for saved, values in zip(content["optimizer"]["param_groups"], own, strict=False):
+            saved["fused"] = values.get("fused")  # decides on which device Adam's numbers of steps have to be
         optimizer.load_state_dict(content["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise InputError(

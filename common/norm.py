@@ -7,16 +7,17 @@ from torch.distributed.nn.functional import all_reduce
 from common.device import World
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, which has kernels for accelerators alone, with a plain form for the CPU.
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """What torch's SyncBatchNorm does, which has kernels for accelerators alone, in plain operations.
 
     Mean and variance are those of the images of all processes, whatever their number on each
-    ("Batch Normalization", arXiv:1502.03167, algorithm 1); the gradient flows through both sums.
+    ("Batch Normalization", arXiv:1502.03167, algorithm 1); the gradient flows through both sums. It is no subclass of
+    torch's, as DistributedDataParallel refuses that on the CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape and dtype."""
-        if x.device.type != "cpu" or not self.training:
+        if not self.training:
             return super().forward(x)
         axes = [0, *range(2, x.dim())]
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -42,10 +43,11 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> None:
     """
     if world.size == 1:
         return
+    kind = CpuSyncBatchNorm if world.device.type == "cpu" else nn.SyncBatchNorm
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
-                synchronized = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+                synchronized = kind(child.num_features, child.eps, child.momentum)
                 synchronized.weight, synchronized.bias = child.weight, child.bias
                 for buffer in ("running_mean", "running_var", "num_batches_tracked"):
                     setattr(synchronized, buffer, getattr(child, buffer))

@@ -30,7 +30,7 @@ from common.street import (
     to_pixel,
     wave,
     windows,
-)  # fmt: skip
+)
 
 CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

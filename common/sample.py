@@ -119,11 +119,6 @@ def embedded(layout: str) -> Path:
     return draw(layout, Path(__file__).resolve().parents[1] / "data" / "sample" / layout)
 
 
-def cityscapes_sample() -> Path:
-    """The embedded sample in the layout of Cityscapes."""
-    return embedded("cityscapes")
-
-
 def draw(
     layout: str,
     root: str | Path,

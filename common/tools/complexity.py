@@ -1,0 +1,50 @@
+"""Parameters and operations of the networks: python -m common.tools.complexity [MODEL ...]
+
+Operations are those of one image of the training size through the network as it predicts (no auxiliary heads), counted
+by torch.utils.flop_counter: two for each multiplication with addition, in convolutions and matrix products alone.
+Nothing is computed: the network lives on the meta device.
+"""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.args import Parser
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def complexity(build_model, options: dict, size: tuple[int, int]) -> tuple[int, int]:
+    """(parameters, operations for one image of `size` (height, width)) of build_model(**options)."""
+    with torch.device("meta"):
+        model = build_model(**options).eval()
+        images = torch.zeros(1, 3, *size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
+
+
+def main() -> None:
+    models = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"some of {', '.join(models)}; default: all")
+    chosen = parser.parse_args().models or models
+    unknown = sorted(set(chosen) - set(models))
+    if unknown:
+        parser.error(f"no model {unknown[0]}; there are {', '.join(models)}")
+    print(f"{'model':<16}{'parameters':>14}{'training size':>16}{'GFLOPs':>10}")
+    for name in chosen:
+        build_model = importlib.import_module(f"{name}.model").build_model
+        values = importlib.import_module(f"{name}.presets").PRESETS["full_8p"]
+        known = inspect.signature(build_model).parameters
+        size = values["crop_size"] if "crop_size" in values else (values["image_size"],) * 2
+        options = {option: value for option, value in values.items() if option in known}
+        parameters, operations = complexity(build_model, options, size)
+        print(f"{name:<16}{parameters:>14,}{f'{size[0]} x {size[1]}':>16}{operations / 1e9:>10.1f}")
+
+
+if __name__ == "__main__":
+    main()
