@@ -14,8 +14,8 @@ from common.errors import InputError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def parse_predict_args(options: dict[str, list[str]], description: str, argv: list[str] | None = None):
-    """Flags of a predict.py. options: name -> choices of what `build_model` takes; the first is the default.
+def parse_predict_args(options: dict[str, list[str] | str | int], description: str, argv: list[str] | None = None):
+    """Flags of a predict.py. options: name -> what `build_model` takes: choices, default first, or the default alone.
 
     Files of our own training say themselves how their model is built; the options are for files of the reference.
     """
@@ -24,10 +24,12 @@ def parse_predict_args(options: dict[str, list[str]], description: str, argv: li
     parser.add_argument("--input", required=True, nargs="+", help="images, or folders that are searched for images")
     parser.add_argument("--output", required=True, help="folder for the pictures; made if it is not there")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "gpu", "cpu"), default="auto")
-    for name, choices in options.items():
+    for name, values in options.items():
+        choices, default = (values, values[0]) if isinstance(values, list) else (None, values)
         parser.add_argument(
-            f"--{name}", choices=choices, default=choices[0], help=f"for files of the reference; default: {choices[0]}"
-        )
+            f"--{name}", type=type(default), choices=choices, default=default,
+            help=f"for files of the reference; default: {default}",
+        )  # fmt: skip
     args = parser.parse_args(argv)
     args.options = {name: getattr(args, name) for name in options}
     return args

@@ -32,7 +32,7 @@ FENCE = re.compile(r" *(?P<ticks>`{3,}|~{3,})(?P<language>[^`]*)")
 HEADING = re.compile(r"(#{1,6}) +(.+?)(?: +#+)? *")
 CODE_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\[[^\[\]]*\]\(([^()\s]+)\)|\b(?:src|href)=\"([^\"]+)\"")
-FLAG = re.compile(r"--([a-z][\w-]*[a-z0-9])(?![\w-])", re.ASCII)
+FLAG = re.compile(r"--([a-z](?:[\w-]*[a-z0-9])?)(?![\w-])", re.ASCII)
 NUMBER = re.compile(r"-?[A-Za-z_]*\d+(?:[.,]\d+)*", re.ASCII)  # 26,249,376, 68.9, -1; also fp16, O1, resnet50
 # anywhere with two slashes, and with one where a word begins
 ABSOLUTE_PATH = re.compile(r"(?<![\w.~/<>*{}\])-])/([a-z]\w*)(?=/)|(?<![^\s`\"'=(])/([a-z]\w*)", re.ASCII)

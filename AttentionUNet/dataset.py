@@ -1,0 +1,173 @@
+"""Split the pictures of ISIC 2018, task 1, with their masks into train, valid and test: copies, drawn from a seed."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+if not __package__:  # started as a script: make the repository root importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from AttentionUNet.isic import IMAGE_SUFFIXES, MASK_ENDING, Pair, first, match
+from common.args import Parser
+from common.errors import InputError
+
+SPLITS = ("train", "valid", "test")
+LISTS = "split.json"  # beside the folder train: which pictures are in which split, and how that was drawn
+
+
+class Target(NamedTuple):
+    """Where the pictures and the masks of a split go."""
+
+    images: Path
+    masks: Path
+
+
+def parse(argv: list[str] | None = None):
+    """The flags of the original README, and --seed and --overwrite."""
+    default, parser = Path(__file__).resolve().parent / "dataset", Parser(description=__doc__)
+    parser.add_argument(
+        "--origin_data_path", required=True, help="folder of the pictures: ISIC2018_Task1-2_Training_Input"
+    )
+    parser.add_argument(
+        "--origin_GT_path", required=True, help="folder of the masks: ISIC2018_Task1_Training_GroundTruth"
+    )
+    for split in SPLITS:
+        for flag, folder in ((f"--{split}_path", split), (f"--{split}_GT_path", f"{split}_GT")):
+            parser.add_argument(flag, default=default / folder, type=Path, help=f"default: {default / folder}")
+    for split, ratio in zip(SPLITS, ("0.7", "0.1", "0.2"), strict=True):
+        parser.add_argument(
+            f"--{split}_ratio", type=_ratio, default=ratio, help=f"share of the pictures; default: {ratio}"
+        )
+    parser.add_argument("--seed", type=int, default=12345, help="seed of the shuffling; default: 12345")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier split; files of other names are never touched"
+    )
+    return parser.parse_args(argv)
+
+
+def _ratio(text: str) -> Fraction:
+    """Exactly what is written: 0.7 / (0.7 + 0.1 + 0.2) of floating-point numbers is not 0.7."""
+    try:
+        ratio = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        ratio = Fraction(-1)
+    if ratio < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
+    return ratio
+
+
+def main(args) -> dict[str, list[str]]:
+    """Draw the splits and copy their files; returns the names in each split."""
+    pairs = match(Path(args.origin_data_path), Path(args.origin_GT_path))
+    targets = {split: Target(getattr(args, f"{split}_path"), getattr(args, f"{split}_GT_path")) for split in SPLITS}
+    lists = targets["train"].images.parent / LISTS
+    check_folders([Path(args.origin_data_path), Path(args.origin_GT_path), *_folders(targets)])
+    ratios = [getattr(args, f"{split}_ratio") for split in SPLITS]
+    splits = dict(zip(SPLITS, draw_splits(pairs, ratios, args.seed), strict=True))
+
+    old = earlier_files(targets, pairs, lists)
+    if old and not args.overwrite:
+        raise InputError(
+            f"{old[0].parent} is not empty ({first([path.name for path in old])}); "
+            "name other folders, or replace the split in these with --overwrite"
+        )
+    copies = {
+        source: folder / source.name
+        for split, target in targets.items()
+        for pair in splits[split]
+        for source, folder in zip(pair, target, strict=True)
+    }
+    for path in set(old) - set(copies.values()):
+        path.unlink()
+    for source, copy in tqdm(copies.items(), unit="file", disable=not sys.stderr.isatty()):
+        copy_atomically(source, copy)
+    names = {split: [pair.image.stem for pair in splits[split]] for split in SPLITS}
+    content = {"seed": args.seed, "ratios": [str(ratio) for ratio in ratios], **names}
+    lists.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for split, target in targets.items():
+        print(f"{split}: {len(names[split])} pictures in {target.images}, masks in {target.masks}")
+    print(f"the lists are in {lists}")
+    return names
+
+
+def draw_splits(pairs: list[Pair], ratios: list[Fraction], seed: int) -> list[list[Pair]]:
+    """Shuffle the pairs, which are sorted, and deal them out; the last split takes what rounding leaves."""
+    if not sum(ratios):
+        raise InputError("--train_ratio, --valid_ratio and --test_ratio are all 0; give shares such as 0.7, 0.1, 0.2")
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(pairs))
+    train, valid = (int(ratio / sum(ratios) * len(pairs)) for ratio in ratios[:2])
+    parts = order[:train], order[train : train + valid], order[train + valid :]
+    if not train or not valid:
+        raise InputError(
+            f"{len(pairs)} pictures give {train} for training and {valid} for validation; "
+            "raise --train_ratio or --valid_ratio, or add pictures"
+        )
+    return [[pairs[index] for index in sorted(part)] for part in parts]
+
+
+def check_folders(folders: list[Path]) -> None:
+    """Raise InputError when two of the origin and target folders are one, or a target is a file."""
+    known: dict[Path, Path] = {}
+    for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; name a folder")
+        if folder.resolve() in known:
+            raise InputError(f"{folder} is named twice; pictures and masks of each split need folders of their own")
+        known[folder.resolve()] = folder
+
+
+def earlier_files(targets: dict[str, Target], pairs: list[Pair], lists: Path) -> list[Path]:
+    """The files of an earlier split in the target folders: named as the origin's are, or in the lists of that split.
+
+    Raises InputError for other pictures and masks there: they would become part of the data set, and are not ours to
+    remove.
+    """
+    own = {pair.image.stem for pair in pairs}
+    if lists.is_file():
+        try:
+            earlier = json.loads(lists.read_text(encoding="utf-8"))
+            own |= {name for split in SPLITS for name in earlier[split]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{lists} is not of an earlier split; take it away, or name other folders") from error
+    found = []
+    for folder in _folders(targets):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            is_file = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+            if is_file and path.name.removesuffix(MASK_ENDING).removesuffix(path.suffix) not in own:
+                raise InputError(
+                    f"{path} is not of this split, and is not touched; take it away, or name other folders"
+                )
+            found += [path] if is_file else []
+    return found
+
+
+def _folders(targets: dict[str, Target]) -> list[Path]:
+    return [folder for target in targets.values() for folder in target]
+
+
+def copy_atomically(source: Path, copy: Path) -> None:
+    """Copy a file under another name first: under its own it is always whole."""
+    temporary = copy.with_name(f".{copy.name}")
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, copy)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot copy {source} to {copy} ({error}); free some space, or name other folders") from error
+
+
+if __name__ == "__main__":
+    try:
+        main(parse())
+    except InputError as error:
+        print(f"dataset.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

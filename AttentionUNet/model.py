@@ -1,0 +1,266 @@
+"""Attention U-Net, and the networks that it is compared with: U-Net, R2U-Net, and R2U-Net with attention.
+
+U-Net: Ronneberger, Fischer and Brox, arXiv 1505.04597. Attention gates: Oktay et al., "Attention U-Net: Learning Where
+to Look for the Pancreas", arXiv 1804.03999. Recurrent residual units: Alom et al., "Recurrent Residual Convolutional
+Neural Network based on U-Net (R2U-Net)", arXiv 1802.06955. The sizes are those of LeeJunHyun/Image_Segmentation, from
+which the Ascend ModelZoo's AttU_Net_for_PyTorch comes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common import IGNORE_INDEX
+from common.backbone import plain_state_dict
+from common.errors import InputError
+from common.losses import at_least_float32, cross_entropy
+
+# name -> (attention gates on the skip connections, recurrent residual units)
+ARCHS = {
+    "AttU_Net": (True, False),
+    "U_Net": (False, False),
+    "R2U_Net": (False, True),
+    "R2AttU_Net": (True, True),
+}
+LEVELS = 5
+STRIDE = 2 ** (LEVELS - 1)  # of the coarsest features, against the image
+
+
+class ConvBNReLU(nn.Sequential):
+    """3x3 convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class DoubleConv(nn.Sequential):
+    """The unit of U-Net: two 3x3 convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(*ConvBNReLU(in_channels, out_channels), *ConvBNReLU(out_channels, out_channels))
+
+
+class RecurrentConv(nn.Module):
+    """Recurrent convolutional layer: one convolution, applied t + 1 times with the same weights.
+
+    Each time after the first it sees its input plus what it gave before; its batch norm takes note of every time.
+    """
+
+    def __init__(self, channels: int, t: int):
+        super().__init__()
+        self.t = t
+        self.unit = ConvBNReLU(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.unit(x)
+        for _ in range(self.t):
+            state = self.unit(x + state)
+        return state
+
+
+class RecurrentResidualUnit(nn.Module):
+    """The unit of R2U-Net: a 1x1 convolution to the new channels, and two recurrent layers beside it."""
+
+    def __init__(self, in_channels: int, out_channels: int, t: int):
+        super().__init__()
+        self.project = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.recurrent = nn.Sequential(RecurrentConv(out_channels, t), RecurrentConv(out_channels, t))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project(x)
+        return x + self.recurrent(x)
+
+
+class AttentionGate(nn.Module):
+    """Additive attention: scales each pixel of a skip connection by a number in (0, 1).
+
+    The gating signal is the upsampled decoder feature, of the skip connection's size; the paper gates with the coarser
+    one and resamples.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        between = channels // 2
+        self.w_g = nn.Sequential(nn.Conv2d(channels, between, kernel_size=1), nn.BatchNorm2d(between))
+        self.w_x = nn.Sequential(nn.Conv2d(channels, between, kernel_size=1), nn.BatchNorm2d(between))
+        self.psi = nn.Sequential(nn.Conv2d(between, 1, kernel_size=1), nn.BatchNorm2d(1))
+
+    def forward(self, gating: Tensor, skip: Tensor) -> Tensor:
+        """gating, skip [B, C, H, W] -> [B, C, H, W]."""
+        coefficients = torch.sigmoid(self.psi(F.relu(self.w_g(gating) + self.w_x(skip))))  # [B, 1, H, W]
+        return skip * coefficients
+
+
+class DecoderLevel(nn.Module):
+    """Doubles the size of the features, halves their channels, and merges the skip connection of that size."""
+
+    def __init__(self, channels: int, gated: bool, unit):
+        super().__init__()
+        self.up = ConvBNReLU(2 * channels, channels)
+        self.gate = AttentionGate(channels) if gated else None
+        self.conv = unit(2 * channels, channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x [B, 2 C, h, w], skip [B, C, 2 h, 2 w] -> [B, C, 2 h, 2 w]."""
+        x = self.up(F.interpolate(x, size=skip.shape[-2:], mode="nearest"))
+        if self.gate is not None:
+            skip = self.gate(x, skip)
+        return self.conv(torch.cat([skip, x], dim=1))
+
+
+class AttentionUNet(nn.Module):
+    """Five levels down and up again, with skip connections; logits at the size of the image.
+
+    num_classes: output channels; 1 for a lesion and what is not: a logit above 0 is a lesion.
+    arch: one of ARCHS.
+    t: recurrences of the recurrent layers of R2U_Net and R2AttU_Net.
+    base_channels: channels of the first level (64 in the reference); each level below has twice as many.
+    image_size: side of the square images that it is trained on, for whoever makes its input; it takes others too.
+    All weights start from PyTorch's own initial values.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1,
+        arch: str = "AttU_Net",
+        t: int = 3,
+        base_channels: int = 64,
+        image_size: int = 224,
+    ):
+        super().__init__()
+        if arch not in ARCHS:
+            raise InputError(f"no network {arch!r}: choose one of {', '.join(ARCHS)}")
+        gated, recurrent = ARCHS[arch]
+        if base_channels < 2:
+            raise InputError(
+                f"{base_channels} channels at the first level: an attention gate halves them; give 2 or more"
+            )
+        self.options = {
+            "num_classes": num_classes,
+            "arch": arch,
+            "t": t,
+            "base_channels": base_channels,
+            "image_size": image_size,
+        }
+
+        def unit(in_channels: int, out_channels: int) -> nn.Module:
+            return (
+                RecurrentResidualUnit(in_channels, out_channels, t)
+                if recurrent
+                else DoubleConv(in_channels, out_channels)
+            )
+
+        widths = [base_channels * 2**level for level in range(LEVELS)]
+        self.encoder = nn.ModuleList(map(unit, [3, *widths], widths))
+        self.decoder = nn.ModuleList(DecoderLevel(width, gated, unit) for width in reversed(widths[:-1]))
+        self.classifier = nn.Conv2d(base_channels, num_classes, kernel_size=1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor] | Tensor:
+        """images [B, 3, H, W] -> logits [B, num_classes, H, W]: in training a tuple of them alone, else the tensor.
+
+        The latter is float32 or, for float64 images, float64. ValueError for sides that are no multiples of 16.
+        """
+        self.check_shape(images.shape)
+        skips = [self.encoder[0](images)]  # [B, C, H, W]
+        for level in self.encoder[1:]:
+            skips.append(level(F.max_pool2d(skips[-1], kernel_size=2)))  # [B, 2 C, H/2, W/2], ... [B, 16 C, H/16, W/16]
+        x = skips.pop()
+        for level in self.decoder:
+            x = level(x, skips.pop())  # [B, 8 C, H/8, W/8], ... [B, C, H, W]
+        logits = self.classifier(x)
+        return (logits,) if self.training else at_least_float32(logits)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise InputError, which is a ValueError, for images of a shape that the network does not take."""
+        if len(shape) != 4 or shape[1] != 3:
+            raise InputError(f"images have the shape {list(shape)}; Attention U-Net needs RGB images [B, 3, H, W]")
+        batch_size, _, height, width = shape
+        if height % STRIDE or width % STRIDE or not height or not width:
+            padded = [max(1, -(-side // STRIDE)) * STRIDE for side in (height, width)]
+            raise InputError(
+                f"images have the shape {list(shape)}; Attention U-Net needs sides that are multiples of {STRIDE}: "
+                f"pad or resize them to {padded[0]} x {padded[1]}"
+            )
+        if self.training and batch_size == 1 and height == width == STRIDE:
+            raise InputError(
+                f"images have the shape {list(shape)}; a batch norm cannot train on the single pixel that is left of "
+                f"one image of {STRIDE} pixels: take {2 * STRIDE} pixels or two images"
+            )
+
+
+def build_model(
+    num_classes: int = 1, arch: str = "AttU_Net", t: int = 3, base_channels: int = 64, image_size: int = 224
+) -> AttentionUNet:
+    """The network with random initial weights; `model.options` holds the arguments, for its checkpoints."""
+    return AttentionUNet(num_classes, arch, t, base_channels, image_size)
+
+
+# module of the reference's at level k (1 is the finest) -> ours
+REFERENCE_MODULES = {
+    "Conv": "encoder.{down}.",
+    "RRCNN": "encoder.{down}.",
+    "Up": "decoder.{up}.up.",
+    "Att": "decoder.{up}.gate.",
+    "Up_conv": "decoder.{up}.conv.",
+    "Up_RRCNN": "decoder.{up}.conv.",
+}
+REFERENCE_LAYERS = (  # within such a module
+    (r"^conv\.", ""),
+    (r"^up\.1\.", "0."),  # up.0 is the resizing, which has no weights
+    (r"^up\.2\.", "1."),
+    (r"^W_", "w_"),
+    (r"^Conv_1x1\.", "project."),
+    (r"^RCNN\.(\d)\.conv\.", r"recurrent.\1.unit."),
+)
+
+
+def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
+    """A checkpoint of LeeJunHyun/Image_Segmentation (or of the ModelZoo's version of it) under our names.
+
+    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
+    prefixes. Names that are ours already stay. A level k of the reference's is 1 where it is finest.
+
+        Conv{k}.conv.*, RRCNN{k}.*           -> encoder.{k-1}.*
+        Up{k}.up.{1,2}.*                     -> decoder.{5-k}.up.{0,1}.*
+        Att{k}.{W_g,W_x,psi}.*               -> decoder.{5-k}.gate.{w_g,w_x,psi}.*
+        Up_conv{k}.conv.*, Up_RRCNN{k}.*     -> decoder.{5-k}.conv.*
+        ... RCNN.{0,1}.conv.*, Conv_1x1.*    -> ... recurrent.{0,1}.unit.*, project.*
+        Conv_1x1.*                           -> classifier.*
+    """
+    return {_our_name(name): value for name, value in plain_state_dict(checkpoint).items()}
+
+
+def _our_name(name: str) -> str:
+    if name.startswith("Conv_1x1."):
+        return name.replace("Conv_1x1.", "classifier.")
+    match = re.match(r"(Conv|RRCNN|Up|Att|Up_conv|Up_RRCNN)([1-5])\.", name)
+    if not match:
+        return name
+    level, layer = int(match[2]), name[match.end() :]
+    for theirs, ours in REFERENCE_LAYERS:
+        layer = re.sub(theirs, ours, layer)
+    return REFERENCE_MODULES[match[1]].format(down=level - 1, up=LEVELS - level) + layer
+
+
+def training_loss(outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Binary cross entropy of the lesion's probability, the sigmoid of the logits; the mean over the pixels that count.
+
+    outputs: (logits [B, 1, H, W],) of any floating type. target [B, H, W]: int64 with 1 on the lesion, 0 beside it and
+    `ignore_index`; or floating, in [0, 1] or `ignore_index`, for masks with soft edges. 0 where no pixel counts.
+    For logits of several channels: cross entropy with class ids. Returns a scalar in float32 (float64 for float64).
+    """
+    logits = outputs[0]
+    if logits.shape[1] > 1:
+        return cross_entropy(logits, target, ignore_index)
+    logits = at_least_float32(logits[:, 0])
+    counts = target != ignore_index
+    truth = torch.where(counts, target, 0).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return (losses * counts).sum() / counts.sum().clamp(min=1)
