@@ -1,0 +1,249 @@
+"""DynamicUNet: a U-Net whose decoder is grown to fit a ResNet encoder, by the rule of fastai's DynamicUnet.
+
+The U-shape is that of Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+MICCAI 2015, arXiv 1505.04597. Wherever the encoder halves the size, its features are kept; the decoder doubles the size
+step by step with sub-pixel convolutions (Aitken et al., "Checkerboard artifact free sub-pixel convolution", arXiv
+1707.02937) and joins them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common import IGNORE_INDEX
+from common.backbone import ResNet, find_imagenet, plain_state_dict
+from common.errors import InputError
+from common.losses import at_least_float32, cross_entropy
+
+# ImageNet weights of torchvision under IMAGENET_URL. The first file of each pair is that of the original's time; both
+# hold the same numbers.
+IMAGENET_FILES = {
+    "resnet18": ("resnet18-5c106cde.pth", "resnet18-f37072fd.pth"),
+    "resnet34": ("resnet34-333f7ec4.pth", "resnet34-b627a593.pth"),
+    "resnet50": ("resnet50-19c8e357.pth", "resnet50-0676ba61.pth"),
+    "resnet101": ("resnet101-5d3b4d8f.pth", "resnet101-63fe2227.pth"),
+    "resnet152": ("resnet152-b121ed2d.pth", "resnet152-394f9c45.pth"),
+}
+IMAGENET_URL = "https://download.pytorch.org/models/"
+
+COARSEST_STRIDE = 32  # of the encoder's last features, against the image
+BN_BIAS = 1e-3  # initial bias of the decoder's batch norms
+# Names of the reference, which numbers the layers of one sequence, and ours; the longer ones come first.
+REFERENCE_NAMES = (
+    ("layers.0.0.", "encoder.conv1."),
+    ("layers.0.1.", "encoder.bn1."),
+    *((f"layers.0.{stage + 3}.", f"encoder.layer{stage}.") for stage in (1, 2, 3, 4)),
+    ("layers.1.", "encoder_bn."),
+    *((f"layers.3.{index}.0.", f"middle.{index}.") for index in (0, 1)),
+    *(
+        (f"layers.{index + 4}.{theirs}", f"blocks.{index}.{ours}")
+        for index in (0, 1, 2, 3)
+        for theirs, ours in (
+            ("shuf.0.0.", "upsample.conv."),
+            ("bn.", "skip_bn."),
+            ("conv1.0.", "conv1."),
+            ("conv2.0.", "conv2."),
+        )
+    ),
+    ("layers.8.0.0.", "upsample.conv."),
+    ("layers.11.convpath.0.0.", "cross_block.conv1."),
+    ("layers.11.convpath.1.0.", "cross_block.conv2."),
+    ("layers.12.0.", "classifier."),
+)
+WEIGHT_NORM = (".weight_g", ".weight_v", ".parametrizations.weight.original0", ".parametrizations.weight.original1")
+
+
+class Convolution(nn.Conv2d):
+    """3x3, of stride 1 and with a bias; starts from Kaiming's normal distribution over the fan-in, and bias 0."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def reset_parameters(self) -> None:
+        """Called by the constructor, so that no parameter is drawn twice: there are hundreds of millions."""
+        nn.init.kaiming_normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    bn = nn.BatchNorm2d(channels)
+    nn.init.constant_(bn.bias, BN_BIAS)
+    return bn
+
+
+def to_size(features: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest neighbour, [B, C, h, w] -> [B, C, *size]; for odd sizes, where doubling gives one pixel too many."""
+    return features if features.shape[-2:] == tuple(size) else F.interpolate(features, size=tuple(size), mode="nearest")
+
+
+class PixelShuffleICNR(nn.Module):
+    """Doubles height and width: a 1x1 convolution to four times the channels, ReLU, and a pixel shuffle.
+
+    ICNR: the four channels that become neighbouring pixels start from the same weights, as if a small picture had been
+    resized by nearest neighbour; so there is no checkerboard at first.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = Convolution(in_channels, 4 * out_channels, kernel_size=1)
+        with torch.no_grad():
+            self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, dim=0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C', 2h, 2w]."""
+        return F.pixel_shuffle(F.relu(self.conv(x), inplace=True), 2)
+
+
+class UnetBlock(nn.Module):
+    """One step up: doubled features beside the normalised features of the encoder, then two 3x3 convolutions."""
+
+    def __init__(self, up_channels: int, skip_channels: int, is_last: bool):
+        super().__init__()
+        self.upsample = PixelShuffleICNR(up_channels, up_channels // 2)
+        self.skip_bn = batch_norm(skip_channels)
+        joined = up_channels // 2 + skip_channels
+        self.out_channels = joined // 2 if is_last else joined
+        self.conv1 = Convolution(joined, self.out_channels)
+        self.conv2 = Convolution(self.out_channels, self.out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x [B, up_channels, h/2, w/2], skip [B, skip_channels, h, w] -> [B, out_channels, h, w]."""
+        x = to_size(self.upsample(x), skip.shape[-2:])  # [B, up_channels, h/2, w/2] -> [B, up_channels / 2, h, w]
+        x = F.relu(torch.cat([x, self.skip_bn(skip)], dim=1), inplace=True)
+        x = F.relu(self.conv1(x), inplace=True)
+        return F.relu(self.conv2(x), inplace=True)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around which the input is added; no batch norm."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = Convolution(channels, channels)
+        self.conv2 = Convolution(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.conv2(F.relu(self.conv1(x), inplace=True)), inplace=True)
+
+
+class DynamicUNet(nn.Module):
+    """The encoder, the decoder grown on it, and a residual block that sees the image itself once more.
+
+    backbone: a torchvision ResNet (v1.5) of any depth. The features kept are those before each change of size: of the
+    stem, of layer1, layer2 and layer3.
+    """
+
+    def __init__(self, num_classes: int = 21, backbone: str = "resnet50"):
+        super().__init__()
+        if backbone not in IMAGENET_FILES:
+            raise InputError(f"no DynamicUNet with backbone {backbone!r}: choose one of {', '.join(IMAGENET_FILES)}")
+        self.options = {"num_classes": num_classes, "backbone": backbone}
+        self.encoder = ResNet(backbone)
+        expansion = self.encoder.layer1[0].expansion  # 4 for bottleneck blocks, 1 for basic ones
+        *skip_channels, channels = 64, *(width * expansion for width in (64, 128, 256, 512))
+        self.encoder_bn = batch_norm(channels)
+        self.middle = nn.Sequential(Convolution(channels, 2 * channels), Convolution(2 * channels, channels))
+        self.blocks = nn.ModuleList()
+        while skip_channels:
+            block = UnetBlock(channels, skip_channels.pop(), is_last=not skip_channels)
+            self.blocks.append(block)
+            channels = block.out_channels
+        self.upsample = PixelShuffleICNR(channels, channels)
+        self.cross_block = ResidualBlock(channels + 3)
+        self.classifier = nn.Conv2d(channels + 3, num_classes, kernel_size=1)
+        nn.init.normal_(self.classifier.bias, std=0.01)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> [B, num_classes, H, W], in any mode."""
+        self.check_shape(images.shape)
+        encoder = self.encoder
+        skips = [encoder.stem(images)]  # [B, 64, H/2, W/2]
+        x = encoder.maxpool(skips[0])
+        for stage in (encoder.layer1, encoder.layer2, encoder.layer3):  # -> strides 4, 8 and 16
+            x = stage(x)
+            skips.append(x)
+        x = F.relu(self.encoder_bn(encoder.layer4(x)), inplace=True)  # [B, C, H/32, W/32]
+        for conv in self.middle:
+            x = F.relu(conv(x), inplace=True)
+        for block in self.blocks:
+            x = block(x, skips.pop())  # stride 32 -> 16 -> 8 -> 4 -> 2
+        x = to_size(self.upsample(x), images.shape[-2:])  # -> [B, C, H, W]
+        # In mixed precision the image joins in the precision of the features: promoted, all of them would be float32.
+        x = self.cross_block(torch.cat([x, images.to(x.dtype)], dim=1))  # [B, C + 3, H, W]
+        return self.classifier(x)
+
+    def forward(self, images: Tensor) -> tuple[Tensor] | Tensor:
+        """images [B, 3, H, W] -> logits [B, num_classes, H, W]: in training in a tuple; else in float32.
+
+        float64 images give float64 logits. ValueError for images of a shape that the network does not take.
+        """
+        logits = self.logits(images)
+        return (logits,) if self.training else at_least_float32(logits)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise InputError, which is a ValueError, for images of a shape that the network does not take."""
+        if len(shape) != 4 or shape[1] != 3:
+            raise InputError(f"images have the shape {list(shape)}; DynamicUNet needs RGB images [B, 3, H, W]")
+        batch_size, _, height, width = shape
+        if min(shape) < 1:
+            raise InputError(f"images have the shape {list(shape)}; DynamicUNet needs sides of 1 pixel or more")
+        if self.training and batch_size == 1 and max(height, width) <= COARSEST_STRIDE:
+            raise InputError(
+                f"images have the shape {list(shape)}; a batch norm cannot train on the single pixel that is left of "
+                f"one image of {COARSEST_STRIDE} pixels or less: take a larger crop or two images"
+            )
+
+
+def build_model(num_classes: int = 21, backbone: str = "resnet50") -> DynamicUNet:
+    """The network with random initial weights; `model.options` holds the arguments, for its checkpoints."""
+    return DynamicUNet(num_classes, backbone)
+
+
+def imagenet_file(backbone: str, source: str) -> Path | None:
+    """The ImageNet weights that `--pretrained SOURCE` means for this backbone (`common.backbone.find_imagenet`)."""
+    names = IMAGENET_FILES[backbone]
+    return find_imagenet(source, names, IMAGENET_URL + names[0])
+
+
+def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
+    """A checkpoint of the reference, or of fastai's DynamicUnet, under the names of this module.
+
+    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
+    prefixes. Names that are ours already stay. InputError for one whose convolutions are weight-normalised, as those
+    that fastai builds by default: it holds two factors of each weight, and is of another network.
+
+        layers.0.{0,1}, layers.0.{4..7}   -> encoder.{conv1,bn1}, encoder.layer{1..4}
+        layers.1                          -> encoder_bn
+        layers.3.{0,1}.0                  -> middle.{0,1}
+        layers.{4..7}                     -> blocks.{0..3}: shuf.0.0, bn, conv1.0, conv2.0
+                                             -> upsample.conv, skip_bn, conv1, conv2
+        layers.8.0.0                      -> upsample.conv
+        layers.11.convpath.{0,1}.0        -> cross_block.conv{1,2}
+        layers.12.0                       -> classifier
+    """
+    renamed = {}
+    for name, value in plain_state_dict(checkpoint).items():
+        if name.endswith(WEIGHT_NORM):
+            raise InputError(
+                f"the checkpoint holds {name}: its network has weight normalisation, DynamicUNet has none; "
+                "give one of a network that was built with norm_type=None"
+            )
+        for theirs, ours in REFERENCE_NAMES:
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+                break
+        renamed[name] = value
+    return renamed
+
+
+def training_loss(outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Cross entropy, the mean over the pixels that are not ignored, and 0 where there are none.
+
+    outputs: a tuple of the logits [B, C, H, W] of any floating type. target: [B, H, W] int64, [0, C) or `ignore_index`.
+    Returns a scalar in float32 (float64 for float64 logits).
+    """
+    (logits,) = outputs
+    return cross_entropy(logits, target, ignore_index)
