@@ -19,6 +19,7 @@ import pytest
 import common.predict
 from ci.tests.folders import FOLDERS, ROOT, module
 from common.args import FLAGS, format_value, parse_args
+from common.tools.complexity import complexity_of
 
 LANGUAGES = ("README.md", "README.zh.md")
 PLACES = [ROOT, *(ROOT / folder for folder in FOLDERS)]
@@ -144,6 +145,23 @@ def both(place: Path) -> list[Document]:
 
 def code_in(text: str) -> set[str]:
     return set(CODE_SPAN.findall(text))
+
+
+# ---- the table of models
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_the_table_of_models_lists_each_with_its_numbers(name):
+    rows = next(table for table in Document(ROOT / name).tables if "GFLOPs" in table[0])[2:]
+    listed = {LINK.search(row[0])[1].partition("/")[0]: row for row in rows}
+    assert sorted(listed) == FOLDERS
+    for folder, row in listed.items():
+        size, parameters, operations = complexity_of(folder)
+        assert row[2] == f"{parameters:,}", folder
+        assert [number.replace(",", "") for number in NUMBER.findall(row[3])] == [
+            f"{operations / 1e9:.1f}",
+            *map(str, size),
+        ], folder
 
 
 # ---- one text in two languages

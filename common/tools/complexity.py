@@ -27,6 +27,15 @@ def complexity(build_model, options: dict, size: tuple[int, int]) -> tuple[int, 
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
 
 
+def complexity_of(name: str) -> tuple[tuple[int, int], int, int]:
+    """(training size, parameters, operations) of a model folder's network as its script for eight devices trains it."""
+    build_model = importlib.import_module(f"{name}.model").build_model
+    values = importlib.import_module(f"{name}.presets").PRESETS["full_8p"]
+    size = values["crop_size"] if "crop_size" in values else (values["image_size"],) * 2
+    known = inspect.signature(build_model).parameters
+    return size, *complexity(build_model, {name: value for name, value in values.items() if name in known}, size)
+
+
 def main() -> None:
     models = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
     parser = Parser(description=__doc__.splitlines()[0])
@@ -37,13 +46,8 @@ def main() -> None:
         parser.error(f"no model {unknown[0]}; there are {', '.join(models)}")
     print(f"{'model':<16}{'parameters':>14}{'training size':>16}{'GFLOPs':>10}")
     for name in chosen:
-        build_model = importlib.import_module(f"{name}.model").build_model
-        values = importlib.import_module(f"{name}.presets").PRESETS["full_8p"]
-        known = inspect.signature(build_model).parameters
-        size = values["crop_size"] if "crop_size" in values else (values["image_size"],) * 2
-        options = {option: value for option, value in values.items() if option in known}
-        parameters, operations = complexity(build_model, options, size)
-        print(f"{name:<16}{parameters:>14,}{f'{size[0]} x {size[1]}':>16}{operations / 1e9:>10.1f}")
+        (height, width), parameters, operations = complexity_of(name)
+        print(f"{name:<16}{parameters:>14,}{f'{height} x {width}':>16}{operations / 1e9:>10,.1f}")
 
 
 if __name__ == "__main__":
