@@ -7,11 +7,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from BiSeNetv1.presets import LAYOUT
+from common import IGNORE_INDEX
 from common.cityscapes import EvalSet, Pair, find_pairs, read_pair
 from common.data import sample_rng
 from common.errors import InputError
 from common.sample import data_root
-from common.transforms import flip, normalize, photometric_distortion, scale_and_crop_varied, to_class_ids
+from common.transforms import (
+    MEAN_COLOR,
+    flip,
+    normalize,
+    pad,
+    photometric_distortion,
+    scale_and_crop_varied,
+    to_class_ids,
+)
 
 
 def build_datasets(
@@ -49,8 +58,7 @@ def validation_images(data_path: str | Path) -> list[Path]:
 class TrainSet(Dataset):
     """Augmented crops; the item (epoch, index) depends on (seed, epoch, index) alone.
 
-    The augmentations of mmsegmentation: scale, crop, flip, colours, pad. Flip and colours come first here: that changes
-    samples by rounding alone: the padding, below and on the right, then keeps the mean colour, 0 after normalisation.
+    The augmentations of mmsegmentation in its order: scale, crop, flip, colours, pad (with 0 after normalisation).
     """
 
     def __init__(
@@ -73,9 +81,10 @@ class TrainSet(Dataset):
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image, label = read_pair(self.pairs[index])
-        image, label = flip(image, label, rng)
-        image = photometric_distortion(image, rng)
         image, label = scale_and_crop_varied(
             image, label, rng, self.base_size, self.crop_size, self.scales, self.cat_max_ratio
         )
+        image, label = flip(image, label, rng)
+        image = photometric_distortion(image, rng)
+        image, label = pad(image, self.crop_size, MEAN_COLOR), pad(label, self.crop_size, IGNORE_INDEX)
         return normalize(image), to_class_ids(label)

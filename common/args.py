@@ -207,6 +207,7 @@ RUN: dict[str, object] = {
     "node_rank": 0,
     "master_addr": "127.0.0.1",
     "master_port": 29688,
+    "local_addr": "",
     "local_rank": None,
     "seed": 0,
     "deterministic": False,

@@ -221,6 +221,9 @@ def _run_torchrun(processes: int, args: Namespace) -> None:
             f"--master_addr={args.master_addr}",
             f"--master_port={args.master_port}",
         ]
+        if args.local_addr:
+            command += [f"--local_addr={args.local_addr}"]
+            os.environ.setdefault("HCCL_IF_IP", args.local_addr)  # the address that HCCL binds to
         print(
             f"machine {args.node_rank} of {args.nnodes}: joining at {args.master_addr}:{args.master_port}", flush=True
         )

@@ -106,12 +106,12 @@ def scale_and_crop_varied(
     scales: tuple[float, float] = (0.5, 2.0),
     cat_max_ratio: float = 1.0,
 ):
-    """Scale by a uniform factor and cut out `crop_size` where no class covers all of it (mmsegmentation's pipeline).
+    """Scale by a uniform factor and cut out `crop_size` where no class covers all of it, as mmsegmentation does.
 
     The picture is scaled to fit into 2 base_size by base_size, times a factor uniform in `scales`. A crop is drawn
     anew, up to ten times, while it holds a single class or one that covers `cat_max_ratio` of its labelled pixels.
-    A scaled picture that is smaller than the crop is padded at the right and below, the image with the mean colour
-    and the label with IGNORE_INDEX. As in `scale_and_crop`, only the part under the crop is resized.
+    Where the scaled picture is smaller than the crop, so is the result: it is padded last (`pad`), so that neither a
+    mirror image nor its colours change what was added. As in `scale_and_crop`, only the part under the crop is resized.
     """
     width, height = image.size
     ratio = rng.uniform(*scales)
@@ -132,8 +132,7 @@ def scale_and_crop_varied(
         cut_label = label.resize((cut_width, cut_height), Image.Resampling.NEAREST, box=box)
         if cat_max_ratio >= 1 or attempt == CROP_ATTEMPTS or _is_varied(cut_label, cat_max_ratio):
             break
-    cut_image = image.resize((cut_width, cut_height), Image.Resampling.BILINEAR, box=box)
-    return pad(cut_image, crop_size, MEAN_COLOR), pad(cut_label, crop_size, IGNORE_INDEX)
+    return image.resize((cut_width, cut_height), Image.Resampling.BILINEAR, box=box), cut_label
 
 
 def _is_varied(label: Image.Image, cat_max_ratio: float) -> bool:

@@ -76,7 +76,7 @@ def install_cuda(monkeypatch, devices: int) -> None:
 
 def flags(**given) -> Namespace:
     values = {"device": "auto", "devices": 1, "device_list": None, "distributed": None}
-    machines = {"nnodes": 1, "node_rank": 0, "master_addr": "127.0.0.1", "master_port": 29688}
+    machines = {"nnodes": 1, "node_rank": 0, "master_addr": "127.0.0.1", "master_port": 29688, "local_addr": ""}
     return Namespace(**values | machines | given)
 
 
@@ -380,6 +380,15 @@ def test_several_machines_meet_at_the_first_one(capsys, torchrun):
     for command, processes in zip(torchrun.commands, ("2", "1"), strict=True):
         assert (command.nproc_per_node, command.nnodes, command.node_rank) == (processes, "4", 3)
         assert (command.master_addr, command.master_port, command.standalone) == ("10.0.0.7", 4321, False)
+        assert command.local_addr is None
+
+
+def test_a_machine_with_several_addresses_says_which_one_is_meant(capsys, monkeypatch, torchrun):
+    monkeypatch.delenv("HCCL_IF_IP", raising=False)
+    given = {"nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.7", "local_addr": "10.0.0.8"}
+    launched(capsys, device="cpu", devices=2, **given)
+    (command,) = torchrun.commands
+    assert command.local_addr == os.environ["HCCL_IF_IP"] == "10.0.0.8"
 
 
 @pytest.mark.parametrize("codes, expected", [([1, 2], 2), ([-15, 2], 2), ([1, -15], 1), ([-9], 1), ([3], 3)])

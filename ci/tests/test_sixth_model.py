@@ -117,5 +117,7 @@ def test_a_users_walk_through_its_scripts_works(tree):
 
 def test_it_keeps_the_rules_of_the_structure(tree):
     rules = "imports_follow or same_files or optional_packages or flat_dictionary or launch_script"
-    output = in_tree(tree, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "ci/tests/test_architecture.py", "-k", rules)
+    output = in_tree(
+        tree, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "ci/tests/test_architecture.py", "-k", rules
+    )
     assert f"[{NAME}]" in output and f"[{NAME}/train.py]" in output

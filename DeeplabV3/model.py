@@ -1,0 +1,197 @@
+"""DeepLabV3: the network of "Rethinking Atrous Convolution for Semantic Image Segmentation".
+
+Chen, Papandreou, Schroff and Adam, arXiv 1706.05587. A ResNet dilated to stride 8, and on its last features atrous
+spatial pyramid pooling: parallel 3x3 convolutions of growing dilation beside a 1x1 convolution and the mean of the
+whole image. The variant here is mmsegmentation's: a deep stem, a 3x3 convolution behind the pyramid where the paper
+has a 1x1, and an auxiliary FCN head in training.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common import IGNORE_INDEX
+from common.backbone import ResNet, find_imagenet, plain_state_dict, without_open_mmlab_stem
+from common.errors import InputError
+from common.losses import at_least_float32, upsampled_cross_entropy
+
+# ImageNet weights with the stem 32, 32, 64 ("v1c"), published by OpenMMLab under IMAGENET_URL
+IMAGENET_FILES = {
+    "resnet18": "resnet18_v1c-b5776b93.pth",
+    "resnet50": "resnet50_v1c-2cccc1ad.pth",
+    "resnet101": "resnet101_v1c-e67eebb6.pth",
+}
+IMAGENET_URL = "https://download.openmmlab.com/pretrain/third_party/"
+
+FEATURES = {"resnet18": 512, "resnet50": 2048, "resnet101": 2048}  # channels of layer4; layer3 has half as many
+DILATIONS = (12, 24, 36)  # of the 3x3 branches at stride 8: twice those at stride 16 (section 3.3)
+DROPOUT = 0.1
+LOSS_WEIGHTS = (1.0, 0.4)  # of the main and of the auxiliary logits
+REFERENCE_PREFIXES = (
+    ("decode_head.image_pool.1.", "aspp.image_pooling."),
+    ("decode_head.aspp_modules.", "aspp.branches."),
+    ("decode_head.bottleneck.", "aspp.fuse."),
+    ("decode_head.conv_seg.", "classifier."),
+    ("auxiliary_head.convs.0.", "auxiliary_head.conv_bn."),
+    ("auxiliary_head.conv_seg.", "auxiliary_head.classifier."),
+)
+
+
+class ConvBNReLU(nn.Module):
+    """1x1 or 3x3 convolution that keeps the size, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1):
+        super().__init__()
+        padding = dilation * (kernel_size // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling with image-level features (section 3.3), [B, C, h, w] -> [B, channels, h, w]."""
+
+    def __init__(self, in_channels: int, channels: int, dilations: Sequence[int] = DILATIONS):
+        super().__init__()
+        self.image_pooling = ConvBNReLU(in_channels, channels, kernel_size=1)
+        self.branches = nn.ModuleList(
+            [ConvBNReLU(in_channels, channels, kernel_size=1)]
+            + [ConvBNReLU(in_channels, channels, kernel_size=3, dilation=dilation) for dilation in dilations]
+        )
+        self.fuse = ConvBNReLU((2 + len(dilations)) * channels, channels, kernel_size=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.image_pooling(x.mean(dim=(2, 3), keepdim=True))  # [B, channels, 1, 1]
+        pooled = pooled.expand(-1, -1, *x.shape[-2:])  # what bilinear upsampling makes of a single pixel
+        return self.fuse(torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1))
+
+
+class FCNHead(nn.Module):
+    """3x3 convolution and classification of the features of layer3: the auxiliary output in training."""
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int):
+        super().__init__()
+        self.conv_bn = ConvBNReLU(in_channels, channels, kernel_size=3)
+        self.dropout = nn.Dropout2d(DROPOUT)
+        self.classifier = pixel_classifier(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> logits [B, num_classes, h, w]."""
+        return self.classifier(self.dropout(self.conv_bn(x)))
+
+
+def pixel_classifier(in_channels: int, num_classes: int) -> nn.Conv2d:
+    """1x1 convolution to logits that start close to 0."""
+    classifier = nn.Conv2d(in_channels, num_classes, kernel_size=1)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+class DeepLabV3(nn.Module):
+    """Dilated ResNet, atrous spatial pyramid pooling, and in training an auxiliary head.
+
+    backbone: resnet18, resnet50 or resnet101, with the stem 32, 32, 64, dilated in layer3 and layer4 to stride 8. Each
+    of its residual blocks starts as the identity. The pyramid has a quarter of the channels of layer4.
+    """
+
+    def __init__(self, num_classes: int = 19, backbone: str = "resnet50"):
+        super().__init__()
+        if backbone not in IMAGENET_FILES:
+            raise InputError(f"no DeepLabV3 with backbone {backbone!r}: choose one of {', '.join(IMAGENET_FILES)}")
+        self.options = {"num_classes": num_classes, "backbone": backbone}
+        features = FEATURES[backbone]
+        self.backbone = ResNet(backbone, (False, True, True), stem_widths=(32, 32, 64), zero_init_residual=True)
+        self.aspp = ASPP(features, features // 4)
+        self.dropout = nn.Dropout2d(DROPOUT)
+        self.classifier = pixel_classifier(features // 4, num_classes)
+        self.auxiliary_head = FCNHead(features // 2, features // 8, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """images [B, 3, H, W] -> in training main and auxiliary logits [B, num_classes, H/8, W/8], sides rounded up.
+
+        In evaluation the main logits at the size of the images, [B, num_classes, H, W], in float32 or, for float64
+        images, float64; the auxiliary head does not run. ValueError for images of another shape.
+        """
+        self.check_shape(images.shape)
+        _, _, layer3, layer4 = self.backbone(images)  # [B, 1024, H/8, W/8], [B, 2048, H/8, W/8]; resnet18: a quarter
+        logits = self.classifier(self.dropout(self.aspp(layer4)))
+        if self.training:
+            return logits, self.auxiliary_head(layer3)
+        return F.interpolate(at_least_float32(logits), size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise InputError, which is a ValueError, for images of a shape that the network does not take."""
+        if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
+            raise InputError(f"images have the shape {list(shape)}; DeepLabV3 needs RGB images [B, 3, H, W]")
+        if self.training and shape[0] == 1:
+            raise InputError(
+                f"images have the shape {list(shape)}; the batch norm of the image pooling sees one value per image "
+                "and cannot train on a single one: take two images or more, --device_batch_size 2"
+            )
+
+
+def build_model(num_classes: int = 19, backbone: str = "resnet50") -> DeepLabV3:
+    """The network with random initial weights; `model.options` holds the arguments, for its checkpoints."""
+    return DeepLabV3(num_classes, backbone)
+
+
+def imagenet_file(backbone: str, source: str) -> Path | None:
+    """The ImageNet weights that `--pretrained SOURCE` means for this backbone (`common.backbone.find_imagenet`)."""
+    name = IMAGENET_FILES[backbone]
+    return find_imagenet(source, [name, f"{backbone}_v1c.pth"], IMAGENET_URL + name)
+
+
+def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
+    """A checkpoint of mmsegmentation (or of the ModelZoo's version of it) under the names of this module.
+
+    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
+    prefixes. Names that are ours already stay.
+
+        backbone.stem.{0,1,3,4,6}.*     -> backbone.conv1.{0,1,3,4,6}.*
+        backbone.stem.7.*               -> backbone.bn1.*
+        decode_head.image_pool.1.*      -> aspp.image_pooling.*
+        decode_head.aspp_modules.{i}.*  -> aspp.branches.{i}.*
+        decode_head.bottleneck.*        -> aspp.fuse.*
+        decode_head.conv_seg.*          -> classifier.*
+        auxiliary_head.convs.0.*        -> auxiliary_head.conv_bn.*
+        auxiliary_head.conv_seg.*       -> auxiliary_head.classifier.*
+    """
+    renamed = {}
+    for name, value in plain_state_dict(checkpoint).items():
+        for theirs, ours in REFERENCE_PREFIXES:
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+        renamed[without_open_mmlab_stem(name)] = value
+    return renamed
+
+
+def training_loss(
+    outputs: tuple[Tensor, Tensor],
+    target: Tensor,
+    avg_non_ignore: bool = False,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Cross entropy of the main logits, plus 0.4 times that of the auxiliary ones.
+
+    outputs: logits [B, C, h, w] of any floating type; they are resized bilinearly to target [B, H, W] int64, which is
+    in [0, C) or `ignore_index`. Returns a scalar in float32 (float64 for float64 logits).
+
+    avg_non_ignore: each term is the mean over the labelled pixels; else the sum over them divided by the number of all
+    pixels, as in the runs of the reference: the more is ignored, the smaller are the steps.
+    """
+    terms = loss_terms(outputs, target, avg_non_ignore, ignore_index)
+    return sum(weight * term for weight, term in zip(LOSS_WEIGHTS, terms, strict=True))
+
+
+def loss_terms(outputs: tuple[Tensor, Tensor], target: Tensor, avg_non_ignore: bool, ignore_index: int) -> list[Tensor]:
+    """The cross entropy of each of the outputs, before weighting; see `training_loss`."""
+    return [
+        upsampled_cross_entropy(logits, target, ignore_index, over_all_pixels=not avg_non_ignore) for logits in outputs
+    ]
