@@ -5,7 +5,10 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from AttentionUNet.isic import IMAGE_SUFFIXES, MASK_ENDING, Pair, first, match
-from common.args import Parser
+from common.args import FLAGS, Parser
 from common.errors import InputError
 
 SPLITS = ("train", "valid", "test")
@@ -46,7 +49,9 @@ def parse(argv: list[str] | None = None):
         parser.add_argument(
             f"--{split}_ratio", type=_ratio, default=ratio, help=f"share of the pictures; default: {ratio}"
         )
-    parser.add_argument("--seed", type=int, default=12345, help="seed of the shuffling; default: 12345")
+    parser.add_argument(
+        "--seed", type=FLAGS["devices"]["seed"][0], default=12345, help="seed of the shuffling; default: 12345"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier split; files of other names are never touched"
     )
@@ -74,9 +79,10 @@ def main(args) -> dict[str, list[str]]:
     splits = dict(zip(SPLITS, draw_splits(pairs, ratios, args.seed), strict=True))
 
     old = earlier_files(targets, pairs, lists)
-    if old and not args.overwrite:
+    if (old or lists.exists()) and not args.overwrite:
+        there = old or [lists]
         raise InputError(
-            f"{old[0].parent} is not empty ({first([path.name for path in old])}); "
+            f"{there[0].parent} is not empty ({first([path.name for path in there])}); "
             "name other folders, or replace the split in these with --overwrite"
         )
     copies = {
@@ -86,12 +92,13 @@ def main(args) -> dict[str, list[str]]:
         for source, folder in zip(pair, target, strict=True)
     }
     for path in set(old) - set(copies.values()):
-        path.unlink()
+        remove(path)
     for source, copy in tqdm(copies.items(), unit="file", disable=not sys.stderr.isatty()):
-        copy_atomically(source, copy)
+        write_atomically(copy, partial(shutil.copyfile, source))
     names = {split: [pair.image.stem for pair in splits[split]] for split in SPLITS}
     content = {"seed": args.seed, "ratios": [str(ratio) for ratio in ratios], **names}
-    lists.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(lists, lambda path: path.write_text(text, encoding="utf-8"))
     for split, target in targets.items():
         print(f"{split}: {len(names[split])} pictures in {target.images}, masks in {target.masks}")
     print(f"the lists are in {lists}")
@@ -131,17 +138,17 @@ def earlier_files(targets: dict[str, Target], pairs: list[Pair], lists: Path) ->
     remove.
     """
     own = {pair.image.stem for pair in pairs}
-    if lists.is_file():
+    if lists.exists():
         try:
             earlier = json.loads(lists.read_text(encoding="utf-8"))
             own |= {name for split in SPLITS for name in earlier[split]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{lists} is not of an earlier split; take it away, or name other folders") from error
     found = []
     for folder in _folders(targets):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             is_file = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-            if is_file and path.name.removesuffix(MASK_ENDING).removesuffix(path.suffix) not in own:
+            if is_file and path.stem.removesuffix(MASK_ENDING) not in own:
                 raise InputError(
                     f"{path} is not of this split, and is not touched; take it away, or name other folders"
                 )
@@ -153,16 +160,24 @@ def _folders(targets: dict[str, Target]) -> list[Path]:
     return [folder for target in targets.values() for folder in target]
 
 
-def copy_atomically(source: Path, copy: Path) -> None:
-    """Copy a file under another name first: under its own it is always whole."""
-    temporary = copy.with_name(f".{copy.name}")
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with another name beside `path` first: under its own a file is always whole."""
+    temporary = path.with_name(f".{path.name}")
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, copy)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot copy {source} to {copy} ({error}); free some space, or name other folders") from error
+        with suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"cannot write {path} ({error}); free some space, or name other folders") from error
+
+
+def remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot remove {path} ({error}); take it away, or name other folders") from error
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from PIL import Image
 from common.errors import UNREADABLE, InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the archives also hold texts about licences
-MASK_ENDING = "_segmentation.png"
+MASK_ENDING = "_segmentation"  # of a mask's name, before .png
 MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # what turns into 8-bit grey without a doubt
 THRESHOLD = 127  # a mask is 0 and 255; above this it is lesion
 CLASS_NAMES = ("background", "lesion")
@@ -65,11 +65,11 @@ def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
                 raise InputError(f"{images[path.stem]} and {path.name} have the same name; take one of them away")
             images[path.stem] = path
     for path in sorted(masks_dir.iterdir()):
-        if path.name.endswith(MASK_ENDING) and not path.name.startswith("."):
-            masks[path.name.removesuffix(MASK_ENDING)] = path
+        if path.suffix.lower() == ".png" and path.stem.endswith(MASK_ENDING) and not path.name.startswith("."):
+            masks[path.stem.removesuffix(MASK_ENDING)] = path
     if not images:
         raise InputError(f"no picture ({', '.join(IMAGE_SUFFIXES)}) in {images_dir}; put the pictures there")
-    _refuse(images, masks, f"pictures of {images_dir} have no *{MASK_ENDING} in {masks_dir}")
+    _refuse(images, masks, f"pictures of {images_dir} have no *{MASK_ENDING}.png in {masks_dir}")
     _refuse(masks, images, f"masks of {masks_dir} have no picture in {images_dir}")
     return [Pair(images[name], masks[name]) for name in sorted(images)]
 

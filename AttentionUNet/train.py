@@ -123,12 +123,12 @@ def main(args) -> dict:
 def score(args, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on --eval_split."""
     data_set = build_eval_set(args.data_path, args.image_size, args.eval_split)
+    model = trained_model(args).to(world.device)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(
-        args.output_dir, world, 0, 1, images_per_step, vars(args),
+        args.output_dir, world, 0, 1, images_per_step, vars(args) | model.options,
         case_name(presets.NETWORK, images_per_step, world, "eval"), presets.NETWORK, reported_scores=REPORTED_SCORES,
     )  # fmt: skip
-    model = trained_model(args).to(world.device)
     return evaluate_only(
         log, model, data_set, LesionScores(len(data_set), world), args.eval_batch_size, world, workers,
         lambda: autocast(opt_level, args.amp_dtype, world),
@@ -224,7 +224,13 @@ def check(args, world_size: int) -> None:
     check_output_dir(args.output_dir, continues_run(checkpoint, args.output_dir))
     if args.evaluate:
         check_evaluation(args.checkpoint, args.output_dir)
-        trained_model(args).eval().check_shape((args.eval_batch_size, 3, args.image_size, args.image_size))
+        model = trained_model(args).eval()
+        if "image_size" not in args.given and model.options["image_size"] != args.image_size:
+            raise InputError(
+                f"{args.checkpoint} was trained on {model.options['image_size']} pixels, and pictures of "
+                f"{args.image_size} would be scored; say with --image_size which you want"
+            )
+        model.check_shape((args.eval_batch_size, 3, args.image_size, args.image_size))
         return
     device_batch_size = images_of_one_device(args, world_size)
     images_per_step = device_batch_size * world_size

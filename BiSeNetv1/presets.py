@@ -7,7 +7,7 @@ from common.args import RUN, RUN_ALIASES
 
 NETWORK = "Bisenetv1"  # as the original's report has it
 LAYOUT = "cityscapes"
-CHOICES = {"backbone": ["resnet18", "resnet50", "resnet101"]}
+CHOICES = {"backbone": ["resnet50", "resnet18", "resnet101"]}
 
 # The original's configuration and the defaults of its train.py: plain `python train.py`.
 BASE = {

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.data import sample_rng
-from common.errors import InputError
 from common.sample import data_root
-from common.transforms import blur, flip, normalize, scale_and_crop, to_class_ids
+from common.transforms import blur, check_scales, flip, normalize, scale_and_crop, to_class_ids
 from DynamicUNet.presets import LAYOUT
 from DynamicUNet.voc import Pair, find_pairs, read_pair
 
@@ -31,10 +30,7 @@ def build_datasets(
     'sample' is the embedded sample, drawn where it is not there yet. dataset: see `voc.find_pairs`. eval_protocol: see
     `EvalSet`. Raises InputError for a folder that does not fit.
     """
-    if not 0 < scales[0] <= scales[1]:
-        raise InputError(f"--min_scale {scales[0]} --max_scale {scales[1]}: give two factors, 0 < min <= max")
-    if int(scales[0] * base_size) < 1:
-        raise InputError(f"--min_scale {scales[0]} of --base_size {base_size} is less than a pixel; raise one of them")
+    check_scales(scales, base_size)
     root = data_root(data_path, LAYOUT)
     train_set = TrainSet(find_pairs(root, "train", dataset), base_size, crop_size, seed, scales) if train else None
     val_set = EvalSet(find_pairs(root, "val"), crop_size if eval_protocol == "center_crop" else None) if val else None

@@ -178,7 +178,7 @@ def _sbd_folder(root: Path) -> Path:
 
 
 def _read_list(path: Path) -> set[str]:
-    """The names in a list of pictures, one in each line."""
+    """The names in a list of pictures, one in each line. Raises InputError for a list that holds none, or paths."""
     try:
         names = set(path.read_text().split())
     except OSError as error:
@@ -188,6 +188,9 @@ def _read_list(path: Path) -> set[str]:
         raise InputError(f"{path} is no text; it should name a picture in each line, such as 2007_000032") from error
     if not names:
         raise InputError(f"{path} is empty; it should name a picture in each line, such as 2007_000032")
+    paths = sorted(name for name in names if "/" in name)
+    if paths:
+        raise InputError(f"{path} holds paths ({_first(paths)}); it should name pictures alone, such as 2007_000032")
     return names
 
 

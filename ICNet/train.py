@@ -107,12 +107,12 @@ def main(args) -> dict:
 
 def score(args, val_set, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on the validation set."""
+    model = trained_model(args).to(world.device)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(
-        args.output_dir, world, 0, 1, images_per_step, vars(args),
+        args.output_dir, world, 0, 1, images_per_step, vars(args) | model.options,
         case_name(presets.NETWORK, images_per_step, world, "eval"), presets.NETWORK,
     )  # fmt: skip
-    model = trained_model(args).to(world.device)
     return evaluate_only(
         log, model, val_set, confusion_matrix(world), args.eval_batch_size, world, workers,
         lambda: autocast(opt_level, args.amp_dtype, world),

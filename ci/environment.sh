@@ -51,15 +51,21 @@ for requirement in sys.argv[1:]:
 PYTHON
 }
 
+# A torch that is there already is kept, with the plugin that belongs to it: the new environment sees it.
 _make_venv() {
     echo "making the environment $1"
-    if "$python" -m venv "$1" 2>/dev/null; then
+    local options=()
+    if [[ -z $(_missing "$python" torch) ]]; then
+        options=(--system-site-packages)
+    fi
+    if "$python" -m venv "${options[@]}" "$1" 2>/dev/null; then
         return
     fi
     rm -rf "$1"
     if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
         echo "Debian keeps venv in a package of its own: installing python3-venv"
-        apt-get update -qq >/dev/null && apt-get install -y -qq python3-venv >/dev/null && "$python" -m venv "$1" && return
+        apt-get update -qq >/dev/null && apt-get install -y -qq python3-venv >/dev/null &&
+            "$python" -m venv "${options[@]}" "$1" && return
     fi
     echo "error: '$python -m venv' does not work; install it first, on Debian: sudo apt-get install python3-venv" >&2
     exit 2

@@ -28,7 +28,7 @@ CHINESE = {
     "load_from": "从某个检查点的权重开始训练，本仓库或参考实现的均可",
     "label_resize": "计算损失时把标签缩放到 logits 尺寸的方式",
     "epochs": "训练长度，以 epoch 计",
-    "max_steps": "完成学习率计划中的多少个优化步后停止（0：到计划结束）",
+    "max_steps": "学习率计划执行多少步后停止（0：到计划结束）",
     "device_batch_size": "每个设备每步的训练图像数",
     "eval_batch_size": "每个设备每次的验证图像数",
     "schedule": "学习率的下降方式",
@@ -56,7 +56,7 @@ CHINESE = {
     "validate": "训练过程中做评测",
     "eval_every_epochs": "每隔多少个 epoch 评测并保存一次检查点",
     "eval_each_epoch_from": "训练进行到这一比例之后，每个 epoch 都评测",
-    "output_dir": "本次运行的目录（默认：模型目录下的 `output/<preset>`）",
+    "output_dir": "本次运行的目录；未给出时在模型目录下",
     "resume": "从某个 `checkpoints/last.pt` 继续；`auto` 取 `--output_dir` 中的那个（如果有）",
     "save_every_epochs": "每隔多少个 epoch 额外保存一次检查点（0：只随评测保存）",
     "save_every_steps": "每隔多少步额外保存一次检查点（0：只随评测保存）",
@@ -85,7 +85,7 @@ CHINESE = {
     "hf32": "在 NPU 上用 HF32、在 CUDA 上用 TF32 计算 float32 乘积；默认由设备自行决定",
     "precision_mode": "`must_keep_origin_dtype` 等同于 `--no_amp`；其余取值不改变混合精度的设置",
     "local_rank": "旧启动器传入的参数，它们同时设置 `LOCAL_RANK`：以后者为准",
-    "local_addr": "本机的地址（多机训练）",
+    "local_addr": "本机的地址；torchrun 自动找到的地址无法从其他机器访问时才需要",
     "eval_every_steps": "每隔多少步评测并保存一次检查点",
     "prof": "训练 20 步后剖析一步，写入输出目录的 `output.prof`，然后结束",
     "prof_test": "同上，在 5 步之后",
@@ -102,7 +102,8 @@ def table(presets, meanings: dict[str, str]) -> list[str]:
             for spelling, meaning in presets.ALIASES.items()
             if meaning == name or (isinstance(meaning, tuple) and meaning[0] == name)
         ]
-        rows.append(f"| `--{name}` | {', '.join(spellings)} | {shown(default[name])} | {meanings[name]} |")
+        value = shown(default[name] or "output/<preset>") if name == "output_dir" else shown(default[name])
+        rows.append(f"| `--{name}` | {', '.join(spellings)} | {value} | {meanings[name]} |")
     return rows
 
 
@@ -117,7 +118,6 @@ def shown(value) -> str:
 
 def main(folders: list[str]) -> None:
     english = {name: text for flags in FLAGS.values() for name, (_, text) in flags.items()}
-    english["output_dir"] = english["output_dir"].replace("output/<preset>", "`output/<preset>`")
     for folder in folders or sorted(path.parent.name for path in ROOT.glob("*/train.py")):
         presets = importlib.import_module(f"{folder}.presets")
         for document, meanings in (("README.md", english), ("README.zh.md", CHINESE)):

@@ -98,7 +98,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "crop_size": (_size, "height and width of the training crop, in pixels: one number, or HEIGHTxWIDTH"),
         "min_scale": (_amount, "smallest random factor of the training scale"),
         "max_scale": (_amount, "largest random factor of the training scale"),
-        "cat_max_ratio": (_amount, "a training crop is drawn anew while one class covers more of it (1: any crop)"),
+        "cat_max_ratio": (
+            _amount,
+            "a training crop is drawn anew while one class covers this share of it or more (1: any crop)",
+        ),
         "image_size": (_positive, "height and width to which every image is resized, in pixels"),
         "augmentation_prob": (_probability, "share of the training images that are augmented"),
         "mask_resize": (("nearest", "bilinear"), "how training masks are resized; bilinear gives soft edges"),
@@ -127,7 +130,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "schedule": (("cosine_epoch", "poly"), "how the learning rate falls"),
         "warmup_epochs": (_count, "epochs in which the learning rate rises"),
         "warmup_steps": (_count, "steps in which the learning rate rises"),
-        "warmup_factor": (_amount, "factor of the learning rate at the first of these steps"),
+        "warmup_factor": (_probability, "factor of the learning rate at the first of these steps"),
         "decay_epochs": (_count, "last epochs, in which the learning rate falls in a line"),
     },
     "optimizer": {
@@ -179,7 +182,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "eval_each_epoch_from": (_amount, "from this share of the training on, evaluate after every epoch"),
     },
     "run": {
-        "output_dir": (str, "folder of the run (default: output/<preset> of the model's folder)"),
+        "output_dir": (str, "folder of the run, in the model's folder unless it is given"),
         "resume": (str, "continue from a checkpoints/last.pt; 'auto' takes the one of --output_dir if there is one"),
         "save_every_steps": (_count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
         "save_every_epochs": (_count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
@@ -238,6 +241,12 @@ RUN_ALIASES = {
     "addr": "master_addr",
     "port": "master_port",
 }
+# Pairs of which a command line gives one: the same number in two units.
+EITHER_OR = (
+    ("epochs", "total_steps"),
+    ("warmup_epochs", "warmup_steps"),
+    ("device_batch_size", "total_batch_size"),
+)
 # A path in a preset starts in the model's folder; one on the command line where the user is.
 PATHS = {"data_path", "pretrained", "load_from", "checkpoint", "output_dir"}
 
@@ -281,7 +290,8 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
         "--preset",
         choices=list(presets.PRESETS),
         default=default,
-        help=f"the recipe whose values are the defaults below; default: {default}",
+        metavar="NAME",
+        help=f"the recipe whose values are the defaults below: {', '.join(presets.PRESETS)}; default: {default}",
     )
     aliases: dict[str, list[str]] = {}
     settings: dict[str, list[tuple[str, object]]] = {}
@@ -302,6 +312,9 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
                     )  # fmt: skip
     args = parser.parse_args(argv)
     args.given = sorted(name for name in values if getattr(args, name) is not _DEFAULT)
+    for one, other in EITHER_OR:
+        if one in args.given and other in args.given:
+            parser.error(f"--{one} and --{other} say the same thing in two ways; give one of them")
     folder = Path(presets.__file__).resolve().parent
     for name, value in {**values, "output_dir": values["output_dir"] or f"output/{args.preset}"}.items():
         if getattr(args, name) is _DEFAULT:
@@ -315,6 +328,8 @@ _DEFAULT = object()  # told from every value that a command line can give
 
 def _add_flag(group, name: str, kind, text: str, aliases: list[str], default, presets: ModuleType) -> None:
     choices = getattr(presets, "CHOICES", {}).get(name)
+    if name == "output_dir":
+        default = default or "output/<preset>"
     if default is not None and default != "":
         shown = format_value(default)
         text = f"{text}; default: {shown}".replace("%", "%%")

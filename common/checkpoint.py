@@ -142,13 +142,16 @@ def read_resumable(path: str | Path, model: nn.Module, images_per_step: int) -> 
             "from these weights with --load_from"
         )
     made, wanted = (
-        f"{content['model_class']} {content['options']} in steps of {content['images_per_step']} images",
-        f"{type(model).__name__} {model.options} in steps of {images_per_step} images",
+        f"{content['model_class']} {content['options']}",
+        f"{type(model).__name__} {model.options}",
     )
     if made != wanted:
+        raise InputError(f"{path} is of a run of {made}, this is one of {wanted}; continue with the same model")
+    if content["images_per_step"] != images_per_step:
         raise InputError(
-            f"{path} is of a run of {made}, this is one of {wanted}; continue with the same model, "
-            "--device_batch_size and number of devices, or start from its weights with --load_from"
+            f"{path} is of a run in steps of {content['images_per_step']} images, this is one in steps of "
+            f"{images_per_step}; continue with the same --device_batch_size and number of devices, or start from its "
+            "weights with --load_from"
         )
     return content
 

@@ -12,8 +12,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common import IGNORE_INDEX
+from common.data import sample_rng
 from common.errors import UNREADABLE, InputError
-from common.transforms import normalize, read_image, read_label, to_class_ids
+from common.transforms import (
+    MEAN_COLOR,
+    flip,
+    normalize,
+    pad,
+    photometric_distortion,
+    read_image,
+    read_label,
+    scale_and_crop_varied,
+    to_class_ids,
+    value_range,
+)
 
 NUM_CLASSES = 19
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -147,6 +159,42 @@ class EvalSet(Dataset):
         return normalize(image), to_class_ids(label)
 
 
+class DistortedCrops(Dataset):
+    """Augmented crops; the item (epoch, index) depends on (seed, epoch, index) alone.
+
+    The augmentations of mmsegmentation's recipes for Cityscapes, in its order: scale, crop where no class covers too
+    much, flip, colours, pad (with 0 after normalisation).
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        base_size: int,
+        crop_size: tuple[int, int],
+        seed: int,
+        scales: tuple[float, float] = (0.5, 2.0),
+        cat_max_ratio: float = 0.75,
+    ):
+        self.pairs, self.base_size, self.crop_size, self.seed = pairs, base_size, crop_size, seed
+        self.scales, self.cat_max_ratio = scales, cat_max_ratio
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """image [3, *crop_size] float32 normalised; target [*crop_size] int64, 255 = ignore."""
+        epoch, index = key
+        rng = sample_rng(self.seed, epoch, index)
+        image, label = read_pair(self.pairs[index])
+        image, label = scale_and_crop_varied(
+            image, label, rng, self.base_size, self.crop_size, self.scales, self.cat_max_ratio
+        )
+        image, label = flip(image, label, rng)
+        image = photometric_distortion(image, rng)
+        image, label = pad(image, self.crop_size, MEAN_COLOR), pad(label, self.crop_size, IGNORE_INDEX)
+        return normalize(image), to_class_ids(label)
+
+
 def check_pairs(pairs: Sequence[Pair], decode_images: bool = False) -> None:
     """Open every label file once and refuse what training could not use, before anything is trained.
 
@@ -178,7 +226,7 @@ def _problem_of(pair: Pair, decode_image: bool) -> str | None:
     if values - known:
         return (
             f"{pair.label} holds the values {_first(sorted(values - known))}, which are not in the label table "
-            f"({min(known)}..{max(known)}); give the original *{LABEL_SUFFIX} files"
+            f"({value_range(known)}); give the original *{LABEL_SUFFIX} files"
         )
     try:
         with Image.open(pair.image) as image:  # reads the header alone

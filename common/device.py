@@ -151,6 +151,11 @@ def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable
                     f"--node_rank {args.node_rank} with --nnodes {args.nnodes}: machines are numbered from 0; "
                     f"use --node_rank 0..{args.nnodes - 1}"
                 )
+            if args.node_rank > 0 and "master_addr" not in args.given:
+                raise InputError(
+                    f"machine {args.node_rank} of {args.nnodes} has to be told where machine 0 is; "
+                    "give its address with --master_addr, the same on all machines"
+                )
             check(args, len(devices) * args.nnodes)
             if len(devices) * args.nnodes > 1:
                 _run_torchrun(len(devices), args)
@@ -225,7 +230,9 @@ def _run_torchrun(processes: int, args: Namespace) -> None:
             command += [f"--local_addr={args.local_addr}"]
             os.environ.setdefault("HCCL_IF_IP", args.local_addr)  # the address that HCCL binds to
         print(
-            f"machine {args.node_rank} of {args.nnodes}: joining at {args.master_addr}:{args.master_port}", flush=True
+            f"machine {args.node_rank} of {args.nnodes}: joining the others at {args.master_addr}:{args.master_port} "
+            "(--master_addr, --master_port)",
+            flush=True,
         )
     else:
         command += ["--standalone"]  # finds a free port by itself

@@ -13,11 +13,12 @@ if [[ -e /dev/davinci_manager || -n "${ASCEND_HOME_PATH:-}" || -d /usr/local/Asc
 fi
 
 python=${PYTHON:-python3}
-has_torch='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
-if ! "$python" -c "$has_torch"; then
+missing='import importlib.util, sys; print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))'
+lacking=$("$python" -c "$missing" torch torchvision numpy PIL scipy tensorboardX tqdm)
+if [[ -n $lacking ]]; then
     python=$folder/../.venv/bin/python # what ci/quickstart.sh sets up
     if [[ ! -x $python ]]; then
-        echo "error: no torch in '${PYTHON:-python3}'; pip install -r requirements.txt, or run ci/quickstart.sh first" >&2
+        echo "error: '${PYTHON:-python3}' lacks $lacking; pip install -r requirements.txt, or run ci/quickstart.sh first" >&2
         exit 2
     fi
 fi

@@ -2,9 +2,20 @@
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
-from common.device import World
+from common.device import World, sum_over_ranks
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor.clone())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient.clone())
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
@@ -22,11 +33,11 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         axes = [0, *range(2, x.dim())]
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = values.new_full((1,), values.numel() / values.shape[1])
-        sums = all_reduce(torch.cat([values.sum(axes), count]))
+        sums = _SumOverRanks.apply(torch.cat([values.sum(axes), count]))
         total = sums[-1]
         mean = sums[:-1] / total
         shape = [1, -1] + [1] * (x.dim() - 2)
-        variance = all_reduce((values - mean.view(shape)).square().sum(axes)) / total
+        variance = _SumOverRanks.apply((values - mean.view(shape)).square().sum(axes)) / total
         with torch.no_grad():
             self.num_batches_tracked += 1
             factor = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)

@@ -350,9 +350,10 @@ class RunLog:
             self._bar = tqdm(
                 total=self.total_steps, initial=self.first_step, unit="step", dynamic_ncols=True, smoothing=0.1
             )
+        steps = f"steps {self.first_step}..{self.total_steps} of" if self.total_steps else "evaluation,"
         self._say(
-            f"{self.case}: {self.world.size} x {device_name(self.world.device)}, "
-            f"steps {self.first_step}..{self.total_steps} of {self.images_per_step} images; output in {self.output_dir}"
+            f"{self.case}: {self.world.size} x {device_name(self.world.device)}, {steps} {self.images_per_step} images"
+            f"{'' if self.total_steps else ' at a time'}; output in {self.output_dir}"
         )
 
     def _cut_metrics(self) -> None:

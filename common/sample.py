@@ -147,7 +147,7 @@ def draw_cityscapes(
 
 
 def draw_voc(
-    root: str | Path, train_images: int = 160, val_images: int = 32, size: tuple[int, int] = (160, 208), seed: int = 0
+    root: str | Path, train_images: int = 160, val_images: int = 32, size: tuple[int, int] = (96, 128), seed: int = 0
 ) -> Path:
     """Draw things of the 20 classes in the layout of PASCAL VOC 2012; `root` is the VOCdevkit folder.
 

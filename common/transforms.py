@@ -47,9 +47,24 @@ def read_label(path, train_id_of_value: np.ndarray, known_values: frozenset[int]
     if unknown:
         raise InputError(
             f"{path} holds the values {sorted(unknown)[:5]}, which are not in the label table "
-            f"({min(known_values)}..{max(known_values)}); give the original label files"
+            f"({value_range(known_values)}); give the original label files"
         )
     return Image.fromarray(train_id_of_value[values])
+
+
+def value_range(known_values: frozenset[int]) -> str:
+    """What a label file may hold, for people: '0..18, and 255 for what is ignored'."""
+    values = known_values - {IGNORE_INDEX}
+    text = f"{min(values)}..{max(values)}"
+    return f"{text}, and {IGNORE_INDEX} for what is ignored" if IGNORE_INDEX in known_values else text
+
+
+def check_scales(scales: tuple[float, float], base_size: int) -> None:
+    """Raise InputError for a range of training scales, relative to `base_size` pixels, that is none."""
+    if not 0 < scales[0] <= scales[1]:
+        raise InputError(f"--min_scale {scales[0]} --max_scale {scales[1]}: give two factors, 0 < min <= max")
+    if int(scales[0] * base_size) < 1:
+        raise InputError(f"--min_scale {scales[0]} of --base_size {base_size} is less than a pixel; raise one of them")
 
 
 def flip(image: Image.Image, label: Image.Image, rng: np.random.Generator, probability: float = 0.5):

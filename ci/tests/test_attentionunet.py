@@ -571,6 +571,6 @@ def test_a_decay_longer_than_the_training_is_refused():
 
 def test_images_of_one_device():
     assert images_of_one_device(Namespace(total_batch_size=None, device_batch_size=16), 8) == 16
-    assert images_of_one_device(Namespace(total_batch_size=128, device_batch_size=3), 8) == 16
+    assert images_of_one_device(Namespace(total_batch_size=128, device_batch_size=3, given=[]), 8) == 16
     with pytest.raises(ValueError, match="--total_batch_size 130 .* 8 devices.*multiple of 8"):
-        images_of_one_device(Namespace(total_batch_size=130, device_batch_size=16), 8)
+        images_of_one_device(Namespace(total_batch_size=130, device_batch_size=16, given=[]), 8)

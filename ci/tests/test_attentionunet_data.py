@@ -402,23 +402,21 @@ def listed(folder: Path) -> list[str]:
 
 
 def test_2594_pictures_are_split_as_the_readme_says(origin, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "copy_atomically", lambda source, copy: None)
-    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(dataset.shutil, "copyfile", lambda source, copy: Path(copy).touch())
     names = split(origin(2594), "--train_ratio=0.7", "--valid_ratio=0.1", "--test_ratio=0.2")
     assert {part: len(found) for part, found in names.items()} == {"train": 1815, "valid": 259, "test": 520}
     assert len(set().union(*names.values())) == 2594
     assert names["train"] == sorted(names["train"]) and names["train"] != [f"ISIC_{i:07d}" for i in range(1815)]
-    assert split(origin(0)) == names  # the same seed
-    assert split(origin(0), "--seed=1") != names
-    halves = split(origin(0), "--train_ratio=0.6", "--valid_ratio=0.2")
+    assert split(origin(0), "--overwrite") == names  # the same seed
+    assert split(origin(0), "--overwrite", "--seed=1") != names
+    halves = split(origin(0), "--overwrite", "--train_ratio=0.6", "--valid_ratio=0.2")
     assert {part: len(found) for part, found in halves.items()} == {"train": 1556, "valid": 518, "test": 520}
 
 
 def test_ratios_are_taken_as_they_are_written(origin, monkeypatch, tmp_path):
-    monkeypatch.setattr(dataset, "copy_atomically", lambda source, copy: None)
-    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(dataset.shutil, "copyfile", lambda source, copy: Path(copy).touch())
     assert [len(part) for part in split(origin(10)).values()] == [7, 1, 2]
-    flags = ("--train_ratio=1", "--valid_ratio=1", "--test_ratio=1")
+    flags = ("--overwrite", "--train_ratio=1", "--valid_ratio=1", "--test_ratio=1")
     assert [len(part) for part in split(origin(10), *flags).values()] == [3, 3, 4]
 
 
@@ -452,6 +450,31 @@ def test_an_earlier_split_is_replaced_only_when_asked_for(origin, tmp_path):
     assert (out / "train" / "notes.txt").read_text() == "mine"
 
 
+def test_the_lists_of_another_split_are_replaced_only_when_asked_for(origin, tmp_path):
+    flags, lists = origin(10), tmp_path / "out" / "split.json"
+    split(flags)
+    written = lists.read_text()
+    others = [
+        f"--{part}{kind}_path={tmp_path / 'out' / part}2{kind}" for part in dataset.SPLITS for kind in ("", "_GT")
+    ]
+    with pytest.raises(InputError, match=r"out is not empty \(split.json\).*--overwrite"):
+        split(flags, *others, "--seed=1")
+    assert lists.read_text() == written and not (tmp_path / "out" / "train2").exists()
+    lists.unlink()
+    lists.mkdir()
+    with pytest.raises(InputError, match=r"split.json is not of an earlier split"):
+        split(flags, *others, "--overwrite")
+
+
+def test_suffixes_may_be_in_capitals(origin, tmp_path):
+    flags = origin(10)
+    for path in list(tmp_path.glob("ISIC*/ISIC_000000[0-4]*")):
+        path.rename(path.with_suffix(path.suffix.upper()))
+    names = split(flags)
+    assert split(flags, "--seed=1", "--overwrite") != names
+    assert sum(len(listed(tmp_path / "out" / f"{part}_GT")) for part in names) == 10
+
+
 def test_pictures_of_others_are_never_touched(origin, tmp_path):
     flags, out = origin(10), tmp_path / "out"
     (out / "valid").mkdir(parents=True)
@@ -463,18 +486,18 @@ def test_pictures_of_others_are_never_touched(origin, tmp_path):
 
 
 def test_an_interrupted_split_can_be_done_again(origin, tmp_path, monkeypatch):
-    flags, real, calls = origin(10), dataset.copy_atomically, []
+    flags, real, calls = origin(10), dataset.write_atomically, []
 
-    def full_disk(source, copy):
-        calls.append(copy)
+    def interrupted(path, write):
+        calls.append(path)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        real(source, copy)
+        real(path, write)
 
-    monkeypatch.setattr(dataset, "copy_atomically", full_disk)
+    monkeypatch.setattr(dataset, "write_atomically", interrupted)
     with pytest.raises(KeyboardInterrupt):
         split(flags)
-    monkeypatch.setattr(dataset, "copy_atomically", real)
+    monkeypatch.setattr(dataset, "write_atomically", real)
     with pytest.raises(InputError, match="is not empty"):
         split(flags)
     names = split(flags, "--overwrite")
@@ -495,6 +518,9 @@ def test_splits_that_cannot_work_are_refused(origin, tmp_path, capsys):
         with pytest.raises(SystemExit):
             split(flags, f"--train_ratio={text}")
         assert f"'{text}' is not a number of at least 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        split(flags, "--seed=-1")
+    assert "'-1' is not a whole number from 0 to 4294967295" in capsys.readouterr().err
     next((tmp_path / "ISIC2018_Task1_Training_GroundTruth").iterdir()).unlink()
     with pytest.raises(InputError, match="1 of 10 pictures"):
         split(flags)
@@ -709,6 +735,13 @@ def test_the_size_that_a_network_was_trained_on_is_that_of_its_predictions(isic,
         "--checkpoint",
         output_dir / "checkpoints" / "last.pt",
     ]
+    score = ["--evaluate", "--checkpoint", str(output_dir / "checkpoints" / "last.pt")]
+    from AttentionUNet import presets, train
+
+    flags = ["--preset=tiny", f"--data_path={root}", f"--output_dir={tmp_path / 'score'}", "--device=cpu", *score]
+    with pytest.raises(InputError, match=r"last.pt was trained on 48 pixels, and pictures of 64 would be scored"):
+        train.check(parse_args(presets, flags), world_size=1)
+    train.check(parse_args(presets, [*flags, "--image_size=64"]), world_size=1)
     picture = root / "valid" / "ISIC_0000002.jpg"
     done = subprocess.run(
         [*command, "--input", picture, "--output", tmp_path / "out", "--device=cpu"], capture_output=True, text=True

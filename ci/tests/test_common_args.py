@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from ci.tests.folders import FOLDERS, module
-from common.args import FLAGS, RUN, format_value, parse_args
+from common.args import EITHER_OR, FLAGS, RUN, format_value, parse_args
 from ICNet import presets as icnet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,6 +263,15 @@ def test_aliases_name_flags_and_hide_none(folder):
     assert set(meanings) <= presets.BASE.keys()
     assert not presets.ALIASES.keys() & presets.BASE.keys()
     assert set(RUN) <= presets.BASE.keys()
+
+
+@pytest.mark.parametrize("one, other", EITHER_OR)
+def test_one_number_in_two_units_is_given_in_one(capsys, one, other):
+    presets = ModuleType("presets")
+    presets.__file__ = icnet.__file__
+    presets.PRESETS, presets.ALIASES = {"default": {**icnet.BASE, one: 1, other: 1}}, {"spelled": other}
+    assert getattr(parse_args(presets, [f"--{one}=2"]), one) == 2
+    assert f"--{one} and --{other} say the same" in refused(capsys, presets, f"--{one}=2", "--spelled=3")
 
 
 def test_a_spelling_may_stand_for_a_flag_with_its_value(capsys):

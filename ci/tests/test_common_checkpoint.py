@@ -212,7 +212,7 @@ def test_weights_alone_and_checkpoints_of_another_network_cannot_be_continued(tm
 
 def test_a_run_of_steps_of_another_size_cannot_be_continued(tmp_path):
     saved(tmp_path)
-    with pytest.raises(InputError, match="in steps of 8 images, this is one of .* in steps of 16 images"):
+    with pytest.raises(InputError, match="in steps of 8 images, this is one in steps of 16;"):
         read_resumable(tmp_path / "checkpoints" / "last.pt", seeded_model(), 16)
 
 

@@ -77,7 +77,7 @@ def install_cuda(monkeypatch, devices: int) -> None:
 def flags(**given) -> Namespace:
     values = {"device": "auto", "devices": 1, "device_list": None, "distributed": None}
     machines = {"nnodes": 1, "node_rank": 0, "master_addr": "127.0.0.1", "master_port": 29688, "local_addr": ""}
-    return Namespace(**values | machines | given)
+    return Namespace(**values | machines | given, given=sorted(given))
 
 
 # ---- which device
@@ -383,8 +383,15 @@ def test_several_machines_meet_at_the_first_one(capsys, torchrun):
         assert command.local_addr is None
 
 
+def test_another_machine_than_the_first_has_to_be_told_where_that_is(capsys, torchrun):
+    code, err, _ = launched(capsys, device="cpu", devices=2, nnodes=2, node_rank=1)
+    assert code == 2 and "--master_addr" in err and err.count("\n") == 1
+    assert torchrun.commands == []
+
+
 def test_a_machine_with_several_addresses_says_which_one_is_meant(capsys, monkeypatch, torchrun):
-    monkeypatch.delenv("HCCL_IF_IP", raising=False)
+    monkeypatch.setenv("HCCL_IF_IP", "")  # restored afterwards
+    monkeypatch.delenv("HCCL_IF_IP")
     given = {"nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.7", "local_addr": "10.0.0.8"}
     launched(capsys, device="cpu", devices=2, **given)
     (command,) = torchrun.commands

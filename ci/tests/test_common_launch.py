@@ -136,6 +136,18 @@ def test_the_environment_of_the_quickstart_is_used_where_python_lacks_torch(tree
     assert start(tree, PYTHON=str(full))[0]["with"] == "full"
 
 
+def test_a_python_with_torch_that_lacks_another_package_is_named_with_it(tree, tmp_path):
+    bare = python_that_tells(tmp_path / "bin" / "python", "bare", has_torch=False)
+    for name in ("torch", "torchvision", "numpy", "PIL", "scipy", "tensorboardX"):
+        (tmp_path / "site" / name).mkdir(parents=True)
+        (tmp_path / "site" / name / "__init__.py").touch()
+    told, run = start(tree, PYTHON=str(bare), PYTHONPATH=str(tmp_path / "site"))
+    assert (told, run.returncode) == (None, 2)
+    assert run.stderr.count("\n") == 1 and "lacks tqdm; pip install -r requirements.txt" in run.stderr
+    (tmp_path / "site" / "tqdm.py").touch()
+    assert start(tree, PYTHON=str(bare), PYTHONPATH=str(tmp_path / "site"))[0]["with"] == "bare"
+
+
 def test_without_torch_anywhere_one_line_says_what_to_do(tree, tmp_path):
     bare = python_that_tells(tmp_path / "bare" / "python3", "bare", has_torch=False)
     told, run = start(tree, PYTHON=str(bare))

@@ -267,7 +267,7 @@ def test_every_class_is_seen_in_both_splits_of_the_default_size():
         seen = np.zeros(256, int)
         for index in range(20):
             rng = np.random.Generator(np.random.PCG64([0, split, index]))
-            size = (160, 208) if rng.random() < 0.75 else (208, 160)
+            size = (96, 128) if rng.random() < 0.75 else (128, 96)
             seen += np.bincount(draw_objects(size, rng, index)[1].ravel(), minlength=256) > 100
         assert seen[:21].all()
 

@@ -420,6 +420,13 @@ def test_every_flag_of_the_original_readme_means_what_it_meant(folder):
             assert getattr(parse_args(presets, [spelling]), name) == value, spelling
 
 
+def test_the_first_choice_of_a_flag_is_its_default(folder):
+    """predict.py, which has no presets, takes the first one."""
+    presets = module(folder, "presets")
+    for name, choices in presets.CHOICES.items():
+        assert choices[0] == next(iter(presets.PRESETS.values()))[name], name
+
+
 def test_unknown_flags_are_refused_in_one_line(folder):
     done = subprocess.run(
         [sys.executable, ROOT / folder / "train.py", "--no_such_flag=1"], capture_output=True, text=True

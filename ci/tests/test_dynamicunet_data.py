@@ -196,6 +196,9 @@ def test_lists_that_do_not_fit(devkit, content):
     path.write_text(content)
     with pytest.raises(InputError, match="train.txt is empty"):
         find_pairs(root, "train")
+    path.write_text("/JPEGImages/2007_000001.jpg /SegmentationClass/2007_000001.png\n")
+    with pytest.raises(InputError, match=r"train.txt holds paths \(/JPEGImages/2007_000001.jpg, .*such as 2007_000032"):
+        find_pairs(root, "train")
     path.unlink()
     with pytest.raises(InputError, match=r"no list .*train.txt \(there is val.txt\)"):
         find_pairs(root, "train")

@@ -28,6 +28,13 @@ def test_the_active_environment_is_used_when_it_has_everything():
     assert (done.returncode, done.stdout.strip()) == (0, sys.executable), done.stderr
 
 
+def test_a_torch_that_is_there_is_seen_in_the_new_environment(tmp_path):
+    """With the plugin that belongs to it: an environment of its own would have to install another one."""
+    done = in_shell(f'python=$PYTHON; _make_venv "{tmp_path}/venv"')
+    assert done.returncode == 0, done.stderr
+    assert "include-system-site-packages = true" in (tmp_path / "venv" / "pyvenv.cfg").read_text()
+
+
 def test_a_python_that_is_too_old_is_refused_in_one_line(tmp_path):
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")

@@ -1,8 +1,8 @@
 """Write the train ids of a Cityscapes folder, *_labelTrainIds.png, and the lists train.txt, val.txt and test.txt.
 
 Training here reads the label ids of the download as they are; this is for programs that want train ids. They come from
-*_labelIds.png through the label table or, where these are missing, from the polygons in *_polygons.json. Files that are
-there already are left alone: a run that was interrupted is continued by the same command.
+*_labelIds.png through the label table or, where these are missing, from the polygons in *_polygons.json. Train ids that
+are there already are left alone: a run that was interrupted is continued by the same command.
 """
 
 import json
@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def convert(root: Path, gt_dir: str = "gtFine", out_dir: Path | None = None, pro
             "folder that gtFine_trainvaltest.zip was unpacked into, and the folder of the labels in it with --gt_dir"
         )
     lists_dir = out_dir or root
-    lists_dir.mkdir(parents=True, exist_ok=True)  # now rather than after an hour
+    try:
+        lists_dir.mkdir(parents=True, exist_ok=True)  # now rather than after an hour
+    except OSError as error:
+        raise InputError(f"--out_dir {lists_dir} cannot be made ({error.strerror}); give a folder") from error
     todo = [path for paths in sources.values() for stem, path in paths.items() if not target_of(stem).exists()]
     if processes == 1:
         for path in progress(todo):
@@ -56,8 +60,13 @@ def convert(root: Path, gt_dir: str = "gtFine", out_dir: Path | None = None, pro
     else:
         with ProcessPoolExecutor(processes, initializer=_start_worker) as pool:
             try:
-                for _ in progress(pool.map(convert_file, todo, chunksize=8), len(todo)):
+                for _ in progress(pool.map(convert_file, todo), len(todo)):
                     pass
+            except BrokenProcessPool as error:
+                raise InputError(
+                    "one of the processes was killed, for want of memory perhaps; the same command goes on, with fewer "
+                    f"than --nproc {processes}"
+                ) from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
