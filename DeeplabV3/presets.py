@@ -79,11 +79,11 @@ PRESETS = {
         "min_scale": 0.8,
         "max_scale": 1.25,
         "backbone": "resnet18",
-        "total_steps": 480,
+        "total_steps": 800,
         "device_batch_size": 4,
         "eval_batch_size": 4,
         "lr": 0.05,
-        "eval_every_steps": 160,
+        "eval_every_steps": 400,
         "log_every_steps": 10,
     },
     # Whether everything works here: seconds on a CPU; the numbers mean nothing.
