@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     print(f"\n{model} on the validation images of {where}")
     for name, (value, form) in rows.items():
         shown = "n/a" if value is None else format(value, form)
-        print(f"  {name:<22}{shown:>10}{' s' if name == 'duration' else ''}")
+        print(f"  {name:<28}{shown:>8}{' s' if name == 'duration' else ''}")
     overlays = sorted(pictures.rglob("*_overlay.png"))
     print(f"\n{len(overlays)} overlays and coloured masks, for example")
     for path in overlays[:3]:

@@ -187,7 +187,8 @@ def find_imagenet(source: str, file_names: Sequence[str], url: str | None = None
     choice = "name the file with --pretrained FILE, or train from scratch with --pretrained none"
     if given.suffix in WEIGHT_SUFFIXES:
         raise InputError(f"no file {given} (ImageNet weights, --pretrained): put {wanted} there, {choice}")
-    caches = [Path("~/.torch/models").expanduser(), Path(torch.hub.get_dir()).expanduser() / "checkpoints"]
+    hub = Path(torch.hub.get_dir()).expanduser()
+    caches = [Path("~/.torch/models").expanduser(), hub / "checkpoints", hub.parent / "checkpoints"]
     for folder in (given, *caches):
         for name in file_names:
             for candidate in (folder / name, (folder / name).with_suffix(".zip"), folder / f"{name}.zip"):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import zlib
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from AttentionUNet.metrics import LesionScores
 from AttentionUNet.model import (
@@ -25,7 +23,9 @@ from AttentionUNet.model import (
     training_loss,
 )
 from AttentionUNet.train import images_of_one_device, learning_rate_schedule
+from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
+from ci.tests.operators import Operators
 from common.device import World
 
 CASES = {
@@ -156,24 +156,7 @@ def reference_name(name: str) -> str:
 
 
 def fingerprint_model(**options) -> AttentionUNet:
-    """A model whose every tensor is drawn by its reference name, as those were that the fingerprints stand for."""
-    model, state = empty_model(**options), {}
-    for name, meta in model.state_dict().items():
-        leaf, theirs = name.rpartition(".")[2], reference_name(name)
-        random = np.random.RandomState(zlib.crc32(theirs.encode()))
-        if leaf == "num_batches_tracked":
-            value = np.zeros(meta.shape, np.int64)
-        elif leaf == "running_var":
-            value = 1 + random.random_sample(meta.shape)
-        else:
-            value = random.standard_normal(meta.shape)
-            if meta.dim() >= 2:
-                value *= np.sqrt(1 / np.prod(meta.shape[1:]))
-            else:
-                value = 0.1 * value + (leaf == "weight")
-        state[theirs] = torch.from_numpy(np.asarray(value, np.int64 if leaf == "num_batches_tracked" else np.float32))
-    model.load_state_dict(from_reference(state), strict=True, assign=True)
-    return model.eval()
+    return fingerprint.filled(empty_model(**options), reference_name, from_reference)
 
 
 @pytest.mark.parametrize(("arch", "t"), FINGERPRINTS)
@@ -183,12 +166,9 @@ def test_fingerprint(arch, t):
     model = fingerprint_model(arch=arch, t=t)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert len(model.state_dict()) == tensors
-    image = np.random.RandomState(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
-    logits = model(torch.from_numpy(image))
+    logits = model(fingerprint.image(64, 64, batch_size=2))
     assert logits.shape == (2, 1, 64, 64)
-    found = (logits.mean(), logits.std(unbiased=False), logits[0, 0, 0, 0], logits[0, 0, 32, 32], logits[0, 0, -1, -1])
-    digits = {"rel": 3e-6, "abs": 3e-6}  # seven were recorded, in float32
-    assert [number.item() for number in found] == pytest.approx(numbers, **digits)
+    assert fingerprint.numbers(logits) == fingerprint.approx(numbers)
     target = np.random.RandomState(1).random_sample((2, 1, 64, 64)).astype(np.float32)
     assert training_loss((logits,), torch.from_numpy(target)[:, 0]).item() == pytest.approx(loss, rel=3e-6)
 
@@ -400,28 +380,6 @@ def test_mixed_precision(small, dtype):
     with torch.autocast("cpu", dtype=dtype):
         assert small.train()(images)[0].dtype == dtype
         assert small.eval()(images).dtype == torch.float32
-
-
-class Operators(TorchDispatchMode):
-    """Records what an accelerator could not do, or only by waiting for it."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor", "index_put")
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.unwanted = set(), []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        name = operator.name().removeprefix("aten::")
-        self.names.add(name.split(".")[0])
-        result = operator(*args, **(kwargs or {}))
-        if name.startswith(self.WAITING):
-            self.unwanted.append(f"{name} depends on values")
-        if name.startswith("upsample") and any(isinstance(argument, float) for argument in args):
-            self.unwanted.append(f"{name} is given a scale factor")
-        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
-            self.unwanted.append(f"{name} makes float64")
-        return result
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])

@@ -4,20 +4,20 @@ import json
 import re
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from BiSeNetv1 import presets
 from BiSeNetv1.model import BiSeNetV1, build_model, from_reference, imagenet_file, training_loss
 from BiSeNetv1.train import check, initialize, learning_rate_schedule, main
+from ci.tests import fingerprint
 from ci.tests.folders import ROOT
 from ci.tests.golden_case import FOLDER, GoldenCase
+from ci.tests.operators import Operators
 from common import IGNORE_INDEX
 from common.args import parse_args
 from common.backbone import load_imagenet
@@ -167,33 +167,7 @@ def test_the_presets_offer_every_backbone():
 
 
 def fingerprint_model(backbone: str) -> BiSeNetV1:
-    """A model whose every tensor is drawn by its reference name, as those were that the fingerprints stand for."""
-    model = meta_model(backbone)
-    state = {}
-    for name, meta in model.state_dict().items():
-        leaf = name.rpartition(".")[2]
-        theirs = reference_name(name)
-        random = np.random.RandomState(zlib.crc32(theirs.encode()))
-        if leaf == "num_batches_tracked":
-            value = np.zeros(meta.shape, np.int64)
-        elif leaf == "running_var":
-            value = 1 + random.random_sample(meta.shape)
-        else:
-            value = random.standard_normal(meta.shape)
-            if meta.dim() >= 2:
-                value *= np.sqrt(1 / np.prod(meta.shape[1:]))
-            else:
-                value = 0.1 * value + (leaf == "weight")
-        state[theirs] = torch.from_numpy(np.asarray(value, np.int64 if leaf == "num_batches_tracked" else np.float32))
-    model.load_state_dict(from_reference(state), strict=True, assign=True)
-    return model.eval()
-
-
-def fingerprint(logits: torch.Tensor) -> list[float]:
-    _, channels, height, width = logits.shape
-    middle = logits[0, channels // 2, height // 2, width // 2]
-    numbers = (logits.mean(), logits.std(unbiased=False), logits[0, 0, 0, 0], middle, logits[0, -1, -1, -1])
-    return [number.item() for number in numbers]
+    return fingerprint.filled(meta_model(backbone), reference_name, from_reference)
 
 
 # mean, standard deviation, first element, [0, C // 2, H // 2, W // 2] and last element of each head; its loss
@@ -209,31 +183,27 @@ FINGERPRINTS = {
         ([1.109055e-02, 1.298215e-01, -5.653986e-02, 3.243042e-02, -5.979446e-02], 2.654690),
     ),
 }
-DIGITS = {"rel": 3e-6, "abs": 3e-6}  # seven were recorded, in float32
 
 
 @pytest.mark.parametrize("backbone", FINGERPRINTS)
 @torch.no_grad()
 def test_fingerprint(backbone):
     model = fingerprint_model(backbone)
-    image = torch.from_numpy(np.random.RandomState(0).standard_normal((1, 3, 64, 128)).astype(np.float32))
-    random = np.random.RandomState(1)
-    target = random.randint(0, 19, (1, 64, 128))
-    target[random.random_sample(target.shape) < 0.1] = IGNORE_INDEX
-    target = torch.from_numpy(target).long()
+    image = fingerprint.image(64, 128)
+    target = fingerprint.labels(19, 64, 128, IGNORE_INDEX)
 
     heads = model.heads(image)
     assert [tuple(head.shape[1:]) for head in heads] == [(19, 8, 16), (19, 8, 16), (19, 4, 8)]
     for head, (numbers, loss) in zip(heads, FINGERPRINTS[backbone], strict=True):
-        assert fingerprint(head) == pytest.approx(numbers, **DIGITS)
-        assert upsampled_cross_entropy(head, target, over_all_pixels=True).item() == pytest.approx(loss, **DIGITS)
+        assert fingerprint.numbers(head) == fingerprint.approx(numbers)
+        assert upsampled_cross_entropy(head, target, over_all_pixels=True).item() == fingerprint.approx(loss)
     total = sum(loss for _, loss in FINGERPRINTS[backbone])
-    assert training_loss(heads, target).item() == pytest.approx(total, **DIGITS)
+    assert training_loss(heads, target).item() == fingerprint.approx(total)
     logits = model(image)
     assert logits.shape == (1, 19, 64, 128)
     if backbone == "resnet50":
-        found = fingerprint(logits)
-        assert [found[0], found[1], found[3]] == pytest.approx([6.056320e-02, 1.710349e-01, 9.489573e-02], **DIGITS)
+        found = fingerprint.numbers(logits)
+        assert [found[0], found[1], found[3]] == fingerprint.approx([6.056320e-02, 1.710349e-01, 9.489573e-02])
 
 
 @pytest.fixture(scope="module")
@@ -374,35 +344,13 @@ def test_mixed_precision_loss(golden, dtype):
         assert golden.model.eval()(golden.case.image("eval", torch.float32)).dtype == torch.float32
 
 
-class Operators(TorchDispatchMode):
-    """Records the operators that run, and with them what an accelerator could not do, or only by waiting for it."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor", "index_put")
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.unwanted = set(), []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        name = operator.name().removeprefix("aten::")
-        self.names.add(name)
-        result = operator(*args, **(kwargs or {}))
-        if name.startswith(self.WAITING):
-            self.unwanted.append(f"{name} depends on values")
-        if name.startswith("upsample") and any(isinstance(argument, float) for argument in args):
-            self.unwanted.append(f"{name} is given a scale factor")
-        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
-            self.unwanted.append(f"{name} makes float64")
-        return result
-
-
 @pytest.mark.parametrize("avg_non_ignore", [False, True])
 def test_training_step_suits_accelerators(untrained, avg_non_ignore):
     images, target = torch.randn(2, 3, 40, 72), torch.randint(0, 19, (2, 40, 72))
     with Operators() as operators:
         training_loss(untrained.train()(images), target, avg_non_ignore).backward()
     assert operators.unwanted == []
-    assert {"convolution", "upsample_bilinear2d", "upsample_nearest2d"} <= {n.split(".")[0] for n in operators.names}
+    assert {"convolution", "upsample_bilinear2d", "upsample_nearest2d"} <= operators.names
     untrained.zero_grad(set_to_none=True)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
-from ci.tests.test_icnet import Operators
+from ci.tests.operators import Operators
 from common import IGNORE_INDEX, device
 from common.args import parse_args
 from common.errors import InputError
@@ -130,34 +130,9 @@ def reference_name(name: str) -> str:
 
 
 def fingerprint_model(backbone: str) -> DeepLabV3:
-    """A model whose every tensor is drawn by its reference name, as those were that the fingerprints stand for."""
     with torch.device("meta"):  # no time is spent on initial values
         model = build_model(backbone=backbone)
-    state = {}
-    for name, meta in model.state_dict().items():
-        leaf = name.rpartition(".")[2]
-        theirs = reference_name(name)
-        random = np.random.RandomState(zlib.crc32(theirs.encode()))
-        if leaf == "num_batches_tracked":
-            value = np.zeros(meta.shape, np.int64)
-        elif leaf == "running_var":
-            value = 1 + random.random_sample(meta.shape)
-        else:
-            value = random.standard_normal(meta.shape)
-            if meta.dim() >= 2:
-                value *= np.sqrt(1 / np.prod(meta.shape[1:]))
-            else:
-                value = 0.1 * value + (leaf == "weight")
-        state[theirs] = torch.from_numpy(np.asarray(value, np.int64 if leaf == "num_batches_tracked" else np.float32))
-    model.load_state_dict(from_reference(state), strict=True, assign=True)
-    return model.eval()
-
-
-def fingerprint(logits: torch.Tensor) -> list[float]:
-    _, channels, height, width = logits.shape
-    middle = logits[0, channels // 2, height // 2, width // 2]
-    numbers = (logits.mean(), logits.std(unbiased=False), logits[0, 0, 0, 0], middle, logits[0, -1, -1, -1])
-    return [number.item() for number in numbers]
+    return fingerprint.filled(model, reference_name, from_reference)
 
 
 # mean, standard deviation, first element, [0, C // 2, H // 2, W // 2] and last element of the main logits and mean and
@@ -176,7 +151,6 @@ FINGERPRINTS = {
         [2.658586, 1.114479],
     ),
 }
-DIGITS = {"rel": 3e-6, "abs": 3e-6}  # seven were recorded, in float32
 
 
 @pytest.mark.parametrize("backbone", FINGERPRINTS)
@@ -185,23 +159,20 @@ def test_fingerprint(backbone):
     numbers, losses = FINGERPRINTS[backbone]
     model = fingerprint_model(backbone)
     assert model.options == {"num_classes": 19, "backbone": backbone}
-    images = torch.from_numpy(np.random.RandomState(0).standard_normal((1, 3, 64, 128)).astype(np.float32))
+    images = fingerprint.image(64, 128)
     main, auxiliary = heads(model, images)
     assert main.shape == auxiliary.shape == (1, 19, 8, 16)
-    assert [*fingerprint(main), *fingerprint(auxiliary)[:2]] == pytest.approx(numbers, **DIGITS)
+    assert [*fingerprint.numbers(main), *fingerprint.numbers(auxiliary)[:2]] == fingerprint.approx(numbers)
 
-    random = np.random.RandomState(1)
-    target = random.randint(0, 19, (1, 64, 128))
-    target[random.random_sample(target.shape) < 0.1] = 255
-    target = torch.from_numpy(target).long()
+    target = fingerprint.labels(19, 64, 128, 255)
     terms = loss_terms((main, auxiliary), target, False, IGNORE_INDEX)
-    assert [terms[0].item(), 0.4 * terms[1].item()] == pytest.approx(losses, **DIGITS)
-    assert training_loss((main, auxiliary), target).item() == pytest.approx(sum(losses), **DIGITS)
+    assert [terms[0].item(), 0.4 * terms[1].item()] == fingerprint.approx(losses)
+    assert training_loss((main, auxiliary), target).item() == fingerprint.approx(sum(losses))
     if backbone == "resnet50":
-        mean, deviation, _, middle, _ = fingerprint(model(images))
-        assert [mean, deviation, middle] == pytest.approx([2.710119e-02, 1.422242e-01, 3.765681e-02], **DIGITS)
+        mean, deviation, _, middle, _ = fingerprint.numbers(model(images))
+        assert [mean, deviation, middle] == fingerprint.approx([2.710119e-02, 1.422242e-01, 3.765681e-02])
         total = training_loss((main, auxiliary), target, avg_non_ignore=True)
-        assert total.item() == pytest.approx(2.955104 + 1.188955, **DIGITS)
+        assert total.item() == fingerprint.approx(2.955104 + 1.188955)
 
 
 def count(module: nn.Module) -> int:
@@ -400,7 +371,7 @@ def test_training_step_suits_accelerators(untrained):
     with Operators() as operators:
         training_loss(untrained.train()(images), target).backward()
     assert operators.unwanted == []
-    assert {"convolution", "upsample_bilinear2d"} <= {name.split(".")[0] for name in operators.names}
+    assert {"convolution", "upsample_bilinear2d"} <= operators.names
     untrained.zero_grad(set_to_none=True)
 
 

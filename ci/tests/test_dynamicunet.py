@@ -1,7 +1,6 @@
 """DynamicUNet against the numbers of its reference implementation, and the behaviour that is our own."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
+from ci.tests.operators import Operators
 from common import IGNORE_INDEX
 from common.args import parse_args
 from common.backbone import load_imagenet
@@ -217,26 +217,7 @@ def test_backbones_that_do_not_exist():
 
 
 def fingerprint_model() -> DynamicUNet:
-    """A model whose every tensor is drawn by its reference name, as those were that the fingerprints stand for."""
-    model = on_meta()
-    state = {}
-    for name, meta in model.state_dict().items():
-        leaf, theirs = name.rpartition(".")[2], reference_name(name)
-        random = np.random.RandomState(zlib.crc32(theirs.encode()))
-        if leaf == "num_batches_tracked":
-            state[theirs] = torch.zeros((), dtype=torch.int64)
-            continue
-        if leaf == "running_var":
-            value = 1 + random.random_sample(meta.shape)
-        else:
-            value = random.standard_normal(meta.shape)
-            if meta.dim() >= 2:
-                value *= np.sqrt(1 / np.prod(meta.shape[1:]))
-            else:
-                value = 0.1 * value + (leaf == "weight")
-        state[theirs] = torch.from_numpy(value.astype(np.float32))
-    model.load_state_dict(from_reference(state), strict=True, assign=True)
-    return model.eval()
+    return fingerprint.filled(on_meta(), reference_name, from_reference)
 
 
 # mean, standard deviation, first element, [0, C // 2, H // 2, W // 2] and last element of the output, and the loss
@@ -250,16 +231,11 @@ FINGERPRINTS = {
 def test_fingerprints():
     model = fingerprint_model()
     for (height, width), numbers in FINGERPRINTS.items():
-        images = np.random.RandomState(0).standard_normal((1, 3, height, width)).astype(np.float32)
-        logits = model(torch.from_numpy(images))
+        logits = model(fingerprint.image(height, width))
         assert logits.shape == (1, 21, height, width)
-        random = np.random.RandomState(1)
-        target = random.randint(0, 21, (1, height, width))
-        target[random.random_sample(target.shape) < 0.1] = -1
-        loss = training_loss((logits,), torch.from_numpy(target).long(), ignore_index=-1)
-        middle = logits[0, 10, height // 2, width // 2]
-        found = (logits.mean(), logits.std(unbiased=False), logits[0, 0, 0, 0], middle, logits[0, -1, -1, -1], loss)
-        assert [number.item() for number in found] == pytest.approx(numbers, rel=3e-6, abs=3e-6)  # 7 digits recorded
+        target = fingerprint.labels(21, height, width, ignore_index=-1)
+        loss = training_loss((logits,), target, ignore_index=-1).item()
+        assert [*fingerprint.numbers(logits), loss] == fingerprint.approx(numbers)
 
 
 # ---- shapes and initial values, on the smallest network
@@ -383,34 +359,12 @@ def test_mixed_precision(untrained, dtype):
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
 
 
-class Operators(TorchDispatchMode):
-    """Records the operators that run, and with them what an accelerator could not do, or only by waiting for it."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor", "index_put")
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.unwanted = set(), []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        name = operator.name().removeprefix("aten::")
-        self.names.add(name)
-        result = operator(*args, **(kwargs or {}))
-        if name.startswith(self.WAITING):
-            self.unwanted.append(f"{name} depends on values")
-        if name.startswith("upsample") and any(isinstance(argument, float) for argument in args):
-            self.unwanted.append(f"{name} is given a scale factor")
-        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
-            self.unwanted.append(f"{name} makes float64")
-        return result
-
-
 def test_training_step_suits_accelerators(untrained):
     images, target = torch.randn(2, 3, 41, 70), torch.randint(0, 21, (2, 41, 70))
     with Operators() as operators:
         training_loss(untrained.train()(images), target).backward()
     assert operators.unwanted == []
-    assert {"convolution", "upsample_nearest2d"} <= {n.split(".")[0] for n in operators.names}
+    assert {"convolution", "upsample_nearest2d"} <= operators.names
     untrained.zero_grad(set_to_none=True)
 
 

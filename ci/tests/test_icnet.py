@@ -1,14 +1,13 @@
 """ICNet against the numbers of its reference implementation, and the behaviour that is our own."""
 
-import zlib
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
+from ci.tests.operators import Operators
 from common import IGNORE_INDEX
 from ICNet.model import ICNet, build_model, from_reference, imagenet_file, loss_terms, training_loss
 
@@ -105,38 +104,9 @@ def reference_name(name: str) -> str:
 
 
 def fingerprint_model(backbone: str) -> ICNet:
-    """A model whose every tensor is drawn by its reference name, as those were that the fingerprints stand for."""
     with torch.device("meta"):  # no time is spent on initial values
         model = build_model(backbone=backbone)
-    state = {}
-    for name, meta in model.state_dict().items():
-        leaf = name.rpartition(".")[2]
-        theirs = reference_name(name)
-        random = np.random.RandomState(zlib.crc32(theirs.encode()))
-        if leaf == "num_batches_tracked":
-            value = np.zeros(meta.shape, np.int64)
-        elif leaf == "running_var":
-            value = 1 + random.random_sample(meta.shape)
-        else:
-            value = random.standard_normal(meta.shape)
-            if meta.dim() >= 2:
-                value *= np.sqrt(1 / np.prod(meta.shape[1:]))
-            else:
-                value = 0.1 * value + (leaf == "weight")
-        state[theirs] = torch.from_numpy(np.asarray(value, np.int64 if leaf == "num_batches_tracked" else np.float32))
-    model.load_state_dict(from_reference(state), strict=True, assign=True)
-    return model.eval()
-
-
-def fingerprint_image(height: int, width: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.RandomState(0).standard_normal((1, 3, height, width)).astype(np.float32))
-
-
-def fingerprint(logits: torch.Tensor) -> list[float]:
-    _, channels, height, width = logits.shape
-    middle = logits[0, channels // 2, height // 2, width // 2]
-    numbers = (logits.mean(), logits.std(unbiased=False), logits[0, 0, 0, 0], middle, logits[0, -1, -1, -1])
-    return [number.item() for number in numbers]
+    return fingerprint.filled(model, reference_name, from_reference)
 
 
 # mean, standard deviation, first element, [0, C // 2, H // 2, W // 2] and last element of the reference's output
@@ -154,7 +124,6 @@ FINGERPRINT_LOSSES = {
     "bilinear": (6.143592, [3.053058, 3.327685, 4.398650]),
     "nearest": (6.065603, [3.100780, 3.233462, 4.178596]),
 }
-DIGITS = {"rel": 3e-6, "abs": 3e-6}  # seven were recorded, in float32
 
 
 @pytest.mark.parametrize("backbone", FINGERPRINTS)
@@ -164,26 +133,23 @@ def test_fingerprint(backbone):
     model = fingerprint_model(backbone)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameter_count
     assert model.options == {"num_classes": 19, "backbone": backbone}
-    logits = model(fingerprint_image(128, 256))
+    logits = model(fingerprint.image(128, 256))
     assert logits.shape == (1, 19, 128, 256)
-    assert fingerprint(logits) == pytest.approx(numbers, **DIGITS)
+    assert fingerprint.numbers(logits) == fingerprint.approx(numbers)
     if backbone != "resnet50":
         return
 
-    heads = model.heads(fingerprint_image(128, 256))
-    assert {tuple(head.shape[-2:]): fingerprint(head) for head in heads} == {
-        size: pytest.approx(numbers, **DIGITS) for size, numbers in HEAD_FINGERPRINTS.items()
+    heads = model.heads(fingerprint.image(128, 256))
+    assert {tuple(head.shape[-2:]): fingerprint.numbers(head) for head in heads} == {
+        size: fingerprint.approx(numbers) for size, numbers in HEAD_FINGERPRINTS.items()
     }
     small = [-1.822489e-01, 4.747737e-01, -1.358264e-01, 9.838768e-01, 3.669413e-01]
-    assert fingerprint(model(fingerprint_image(96, 96))) == pytest.approx(small, **DIGITS)
+    assert fingerprint.numbers(model(fingerprint.image(96, 96))) == fingerprint.approx(small)
 
-    random = np.random.RandomState(1)
-    target = random.randint(0, 19, (1, 128, 256))
-    target[random.random_sample(target.shape) < 0.1] = -1
-    target = torch.from_numpy(target).long()
+    target = fingerprint.labels(19, 128, 256, -1)
     for method, (total, terms) in FINGERPRINT_LOSSES.items():
-        assert training_loss(heads, target, method, ignore_index=-1).item() == pytest.approx(total, **DIGITS)
-        assert [t.item() for t in loss_terms(heads, target, method, -1)] == pytest.approx(terms, **DIGITS)
+        assert training_loss(heads, target, method, ignore_index=-1).item() == fingerprint.approx(total)
+        assert [t.item() for t in loss_terms(heads, target, method, -1)] == fingerprint.approx(terms)
 
 
 @pytest.fixture(scope="module")
@@ -324,34 +290,12 @@ def test_loss_of_16_bit_logits_is_float32():
     assert outputs[0].grad.dtype == torch.float16
 
 
-class Operators(TorchDispatchMode):
-    """Records the operators that run, and with them what an accelerator could not do, or only by waiting for it."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor", "index_put")
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.unwanted = set(), []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        name = operator.name().removeprefix("aten::")
-        self.names.add(name)
-        result = operator(*args, **(kwargs or {}))
-        if name.startswith(self.WAITING):
-            self.unwanted.append(f"{name} depends on values")
-        if name.startswith("upsample") and any(isinstance(argument, float) for argument in args):
-            self.unwanted.append(f"{name} is given a scale factor")
-        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
-            self.unwanted.append(f"{name} makes float64")
-        return result
-
-
 def test_training_step_suits_accelerators(untrained):
     images, target = torch.randn(2, 3, 40, 72), torch.randint(0, 19, (2, 40, 72))
     with Operators() as operators:
         training_loss(untrained.train()(images), target).backward()
     assert operators.unwanted == []
-    assert {"convolution", "upsample_bilinear2d", "upsample_nearest2d"} <= {n.split(".")[0] for n in operators.names}
+    assert {"convolution", "upsample_bilinear2d", "upsample_nearest2d"} <= operators.names
     untrained.zero_grad(set_to_none=True)
 
 
