@@ -80,7 +80,14 @@ def tree(tmp_path_factory):
     for name in ("train.py", "data.py", "presets.py", "predict.py"):
         (folder / name).write_text((folder / name).read_text().replace("ICNet", NAME))
     presets, train, predict = folder / "presets.py", folder / "train.py", folder / "predict.py"
-    presets.write_text(changed(presets.read_text(), ('    "backbone": "resnet50",\n', ""), ('"icnet"', '"plainnet"')))
+    presets.write_text(
+        changed(
+            presets.read_text(),
+            ('    "backbone": "resnet50",\n', ""),
+            (', "backbone": ["resnet50", "resnet101", "resnet152"]', ""),
+            ('"icnet"', '"plainnet"'),
+        )
+    )
     predict.write_text(changed(predict.read_text(), ('{"backbone": presets.CHOICES["backbone"]}', "{}")))
     train.write_text(
         changed(
