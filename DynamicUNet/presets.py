@@ -75,12 +75,12 @@ PRESETS = {
         "crop_size": (64, 64),
         "min_scale": 0.8,
         "max_scale": 1.25,
-        "epochs": 40,
+        "epochs": 32,
         "warmup_steps": 100,  # the decoder has no batch norm: without a warm-up this rate makes the loss jump
         "lr": 0.03,
         "encoder_lr_factor": 1.0,
         "head_lr_factor": 1.0,
-        "eval_every_epochs": 10,
+        "eval_every_epochs": 16,
     },
     # Whether everything works here: seconds on a CPU; the numbers mean nothing.
     "tiny": {
