@@ -61,7 +61,7 @@ PRESETS = {
         "checkpoint": "test/output/full_8p/checkpoints/best.pt",
         "output_dir": "test/output/eval_8p",
     },
-    # The embedded sample from scratch on two CPU cores, in about six minutes: a quarter of the channels, smaller
+    # The embedded sample from scratch on two CPU cores, in about three minutes: a quarter of the channels, smaller
     # pictures, and a higher rate for the few steps that there is time for.
     "quickstart": {
         **BASE,

@@ -68,7 +68,7 @@ PRESETS = {
         "eval_every_steps": 4000,
         "sync_bn": True,
     },
-    # The embedded sample from scratch on two CPU cores, in about six minutes. Small batches make many steps of the
+    # The embedded sample from scratch on two CPU cores, in about seven minutes. Small batches make many steps of the
     # time there is; few scales are enough for pictures that are all drawn at one.
     "quickstart": {
         **BASE,
