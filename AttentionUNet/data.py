@@ -1,6 +1,7 @@
 """ISIC 2018 as Attention U-Net trains and evaluates on it: everything is resized to a square."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from AttentionUNet.isic import THRESHOLD, Pair, check_sizes, find_pairs, has_split, read_mask
+from AttentionUNet.isic import THRESHOLD, Pair, find_pairs, has_split, read_mask
 from AttentionUNet.presets import LAYOUT
 from common import IGNORE_INDEX
+from common.cache import cached
+from common.crops import Reader
 from common.data import sample_rng
+from common.decode import check_sizes, open_image, picture_size, read_image
 from common.sample import data_root
-from common.transforms import normalize, read_image
+from common.transforms import normalize, picture_to_input
 
 MEAN = STD = (0.5, 0.5, 0.5)  # colours are -1 to 1
 RESAMPLINGS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
@@ -36,24 +40,33 @@ def build_datasets(
     seed: int,
     augmentation_prob: float = 0.4,
     mask_resize: str = "nearest",
+    cache: str = "",
     scored: bool = True,
 ) -> tuple["TrainSet", "EvalSet | None", "EvalSet | None"]:
     """The splits train, valid and, where there is one, test of a folder in the layout of ISIC 2018.
 
     scored: False for a training that needs the first alone. 'sample' is the embedded sample, drawn where it is not yet.
-    Raises InputError for a folder that does not fit.
+    cache: a folder for decoded pictures, or none. Raises InputError for a folder that does not fit.
     """
     root = data_root(data_path, LAYOUT)
-    train_set = TrainSet(find_pairs(root, "train"), image_size, seed, augmentation_prob, mask_resize)
+    read = training_reader(cache, image_size)
+    train_set = TrainSet(find_pairs(root, "train"), read, image_size, seed, augmentation_prob, mask_resize)
     if not scored:
         return train_set, None, None
-    val_set = EvalSet(find_pairs(root, "valid"), image_size)
-    return train_set, val_set, EvalSet(find_pairs(root, "test"), image_size) if has_split(root, "test") else None
+    val_set = build_eval_set(root, image_size, "valid", cache)
+    return train_set, val_set, build_eval_set(root, image_size, "test", cache) if has_split(root, "test") else None
 
 
-def build_eval_set(data_path: str | Path, image_size: int, split: str) -> "EvalSet":
+def build_eval_set(data_path: str | Path, image_size: int, split: str, cache: str = "") -> "EvalSet":
     """One split (valid or test) of such a folder, to be scored."""
-    return EvalSet(find_pairs(data_root(data_path, LAYOUT), split), image_size)
+    read = cached(cache, read_pair, LAYOUT)
+    return EvalSet(find_pairs(data_root(data_path, LAYOUT), split), read, image_size)
+
+
+def training_reader(cache: str, image_size: int) -> Reader:
+    """Reads pairs of twice the working size or more: what is larger would be shrunk to that size all the same."""
+    side = 2 * WORKING_WIDTHS[1] * image_size // ORIGINAL_SIZE
+    return cached(cache, partial(read_reduced_pair, side=side), f"{LAYOUT} of {side} pixels")
 
 
 def validation_images(data_path: str | Path) -> list[Path]:
@@ -61,32 +74,54 @@ def validation_images(data_path: str | Path) -> list[Path]:
     return [pair.image for pair in find_pairs(data_root(data_path, LAYOUT), "valid")]
 
 
-def read_pair(pair: Pair) -> tuple[Image.Image, Image.Image]:
-    """A picture in RGB and its mask (mode L), of one size. Raises InputError, naming the file, if they do not fit."""
-    image, mask = read_image(pair.image), read_mask(pair.mask)
-    check_sizes(pair, image.size, mask.size)
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """A picture [H, W, 3] in RGB and its mask [H, W] of 0 to 255, both uint8. Raises InputError, naming the file."""
+    image, mask = read_image(pair.image), np.array(read_mask(pair.mask))
+    check_sizes(*pair, image.shape[:2], mask.shape)
     return image, mask
+
+
+def read_reduced_pair(pair: Pair, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_pair`, but of a JPEG several times as large as `side` pixels in both directions only every so many.
+
+    The picture is averaged over them as it is decoded (`common.decode.open_image`); of the mask the nearest are kept.
+    """
+    image, mask = open_image(pair.image, (side, side)), read_mask(pair.mask)
+    check_sizes(*pair, picture_size(pair.image), mask.size[::-1])
+    if image.size != mask.size:
+        mask = mask.resize(image.size, Image.Resampling.NEAREST)
+    return np.array(image), np.array(mask)
 
 
 def to_input(image: Image.Image, image_size: int) -> Tensor:
     """What the network takes of a picture: [3, image_size, image_size] float32."""
-    return normalize(image.resize((image_size, image_size), Image.Resampling.BILINEAR), MEAN, STD)
+    return picture_to_input(image.resize((image_size, image_size), Image.Resampling.BILINEAR), MEAN, STD)
 
 
 class EvalSet(Dataset):
     """Whole pictures, resized to a square."""
 
-    def __init__(self, pairs: Sequence[Pair], image_size: int):
-        self.pairs, self.image_size = pairs, image_size
+    def __init__(self, pairs: Sequence[Pair], read: Reader, image_size: int):
+        self.pairs, self.read, self.image_size = pairs, read, image_size
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """image [3, S, S] float32 normalised; target [S, S] int64, 1 on the lesion and else 0."""
-        image, mask = read_pair(self.pairs[index])
-        mask = mask.resize((self.image_size, self.image_size), Image.Resampling.NEAREST)
-        return to_input(image, self.image_size), torch.from_numpy((np.asarray(mask) > THRESHOLD).astype(np.int64))
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """image [S, S, 3] uint8; target [S, S] uint8, 1 on the lesion and else 0; nothing is drawn."""
+        image, mask = map(Image.fromarray, self.read(self.pairs[index]))
+        size = (self.image_size, self.image_size)
+        mask = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
+        return to_bytes(image, size), torch.from_numpy((mask > THRESHOLD).astype(np.uint8)), torch.empty(0)
+
+    def finish(self, images: Tensor, draws: Tensor) -> Tensor:
+        """[B, 3, S, S] uint8 -> float32, normalised."""
+        return normalize(images, MEAN, STD)
+
+
+def to_bytes(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """A picture resized to (width, height): [height, width, 3] uint8."""
+    return torch.from_numpy(np.array(image.resize(size, Image.Resampling.BILINEAR)))
 
 
 class TrainSet(Dataset):
@@ -99,26 +134,27 @@ class TrainSet(Dataset):
     def __init__(
         self,
         pairs: Sequence[Pair],
+        read: Reader,
         image_size: int,
         seed: int,
         augmentation_prob: float = 0.4,
         mask_resize: str = "nearest",
     ):
-        self.pairs, self.image_size, self.seed = pairs, image_size, seed
+        self.pairs, self.read, self.image_size, self.seed = pairs, read, image_size, seed
         self.augmentation_prob, self.mask_resize = augmentation_prob, mask_resize
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """image [3, S, S] float32 normalised; target [S, S] int64: 1 on the lesion, 0 beside it, 255 = ignore.
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """image [S, S, 3] uint8; target [S, S] uint8: 1 on the lesion, 0 beside it, 255 = ignore; no draws.
 
         With bilinear masks the target is float32: the share of lesion in a pixel, or 255.
         """
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         scale, resampling = self.image_size / ORIGINAL_SIZE, RESAMPLINGS[self.mask_resize]
-        image, mask = read_pair(self.pairs[index])
+        image, mask = map(Image.fromarray, self.read(self.pairs[index]))
         width = round(rng.integers(*WORKING_WIDTHS, endpoint=True) * scale)
         size = (width, max(1, width * image.height // image.width))
         image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, resampling)
@@ -127,17 +163,21 @@ class TrainSet(Dataset):
             pictures = augment(pictures, rng, scale)
         return self._to_tensors(pictures, resampling)
 
-    def _to_tensors(self, pictures: Pictures, resampling: Image.Resampling) -> tuple[Tensor, Tensor]:
+    def finish(self, images: Tensor, draws: Tensor) -> Tensor:
+        """[B, 3, S, S] uint8 -> float32, normalised."""
+        return normalize(images, MEAN, STD)
+
+    def _to_tensors(self, pictures: Pictures, resampling: Image.Resampling) -> tuple[Tensor, Tensor, Tensor]:
         image, mask, inside = pictures
         size = (self.image_size, self.image_size)
         mask = np.asarray(mask.resize(size, resampling))
         # a pixel counts when all that it was mixed from is of the picture
         inside = np.asarray(inside.resize(size, Image.Resampling.BILINEAR)) == 255
         if self.mask_resize == "nearest":
-            target = np.where(inside, mask > THRESHOLD, IGNORE_INDEX).astype(np.int64)
+            target = np.where(inside, mask > THRESHOLD, IGNORE_INDEX).astype(np.uint8)
         else:
             target = np.where(inside, mask / np.float32(255), np.float32(IGNORE_INDEX))
-        return to_input(image, self.image_size), torch.from_numpy(target)
+        return to_bytes(image, size), torch.from_numpy(target), torch.empty(0)
 
 
 def augment(pictures: Pictures, rng: np.random.Generator, scale: float) -> Pictures:

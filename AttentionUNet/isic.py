@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from common.decode import check_sizes
 from common.errors import UNREADABLE, InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the archives also hold texts about licences
@@ -128,16 +129,7 @@ def _check_pair(pair: Pair, decode_image: bool) -> None:
                 image.load()
     except UNREADABLE as error:
         raise InputError(f"cannot decode the image {pair.image} ({error}); unpack or download it again") from error
-    check_sizes(pair, size, mask.size)
-
-
-def check_sizes(pair: Pair, image_size: tuple[int, int], mask_size: tuple[int, int]) -> None:
-    """Raise InputError unless a picture and its mask are equally large; sizes are (width, height)."""
-    if image_size != mask_size:
-        raise InputError(
-            f"{pair.image} is {image_size[0]}x{image_size[1]} and its mask {pair.mask.name} is "
-            f"{mask_size[0]}x{mask_size[1]}; a picture and its mask must have the same size"
-        )
+    check_sizes(*pair, size[::-1], mask.size[::-1])
 
 
 def first(names: Sequence[str], count: int = 3) -> str:

@@ -21,6 +21,7 @@ from AttentionUNet.isic import PALETTE, check_pairs
 from AttentionUNet.metrics import LesionScores
 from AttentionUNet.model import AttentionUNet, build_model, from_reference, training_loss
 from common.amp import Amp, autocast, effective_opt_level
+from common.cache import check_cache
 from common.checkpoint import (
     check_evaluation,
     continues_run,
@@ -91,7 +92,7 @@ def main(args) -> dict:
     for note in notes:
         log.say(note)
     stream = batches(train_set, device_batch_size, world, args.seed, workers, first_step, total_steps)
-    stream = profiled(stream, args.prof, args.prof_test, args.output_dir, world)
+    stream = profiled(stream, args.prof, args.prof_test, args.prof_steps, args.output_dir, world)
 
     for step, images, target in log.steps(stream):
         set_lr(optimizer, lr_factor(step))
@@ -122,7 +123,7 @@ def main(args) -> dict:
 
 def score(args, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on --eval_split."""
-    data_set = build_eval_set(args.data_path, args.image_size, args.eval_split)
+    data_set = build_eval_set(args.data_path, args.image_size, args.eval_split, args.cache)
     model = trained_model(args).to(world.device)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(
@@ -206,14 +207,15 @@ def images_of_one_device(args, world_size: int) -> int:
 def datasets(args):
     """The training set, and the sets valid and test as far as this run uses them."""
     return build_datasets(
-        args.data_path, args.image_size, args.seed, args.augmentation_prob, args.mask_resize, args.validate
-    )
+        args.data_path, args.image_size, args.seed, args.augmentation_prob, args.mask_resize, args.cache,
+        args.validate,
+    )  # fmt: skip
 
 
 def check(args, world_size: int) -> None:
     """Raise InputError for what cannot work, before any process or training step starts."""
     if args.evaluate:
-        train_set, *scored_sets = None, build_eval_set(args.data_path, args.image_size, args.eval_split)
+        train_set, *scored_sets = None, build_eval_set(args.data_path, args.image_size, args.eval_split, args.cache)
     else:
         train_set, *scored_sets = datasets(args)
     if args.check_data:
@@ -222,6 +224,7 @@ def check(args, world_size: int) -> None:
             check_pairs(data_set.pairs if data_set else [], decode_images=True)
     checkpoint = find_resume(args.resume, args.output_dir)
     check_output_dir(args.output_dir, continues_run(checkpoint, args.output_dir))
+    check_cache(args.cache, (train_set, *scored_sets))
     if args.evaluate:
         check_evaluation(args.checkpoint, args.output_dir)
         model = trained_model(args).eval()

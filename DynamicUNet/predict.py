@@ -13,9 +13,9 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a wro
     ARGS = parse_predict_args({"backbone": presets.CHOICES["backbone"]}, description=__doc__)
 
     from common.device import exit_codes
-    from common.transforms import normalize
+    from common.transforms import picture_to_input
     from DynamicUNet.model import build_model, from_reference
     from DynamicUNet.voc import NUM_CLASSES, PALETTE
 
     with exit_codes():
-        predict(ARGS, build_model, from_reference, normalize, PALETTE, NUM_CLASSES)
+        predict(ARGS, build_model, from_reference, picture_to_input, PALETTE, NUM_CLASSES)

@@ -16,6 +16,7 @@ import torch
 
 from common.amp import Amp, autocast, effective_opt_level
 from common.backbone import load_imagenet
+from common.cache import check_cache
 from common.checkpoint import (
     check_evaluation,
     continues_run,
@@ -87,7 +88,7 @@ def main(args) -> dict:
     for note in notes:
         log.say(note)
     stream = batches(train_set, args.device_batch_size, world, args.seed, workers, first_step, total_steps)
-    stream = profiled(stream, args.prof, args.prof_test, args.output_dir, world)
+    stream = profiled(stream, args.prof, args.prof_test, args.prof_steps, args.output_dir, world)
 
     for step, images, target in log.steps(stream):
         set_lr(optimizer, lr_factor(step))
@@ -180,7 +181,7 @@ def datasets(args):
     """The training and the validation set, as far as this run uses them."""
     return build_datasets(
         args.data_path, args.base_size, args.crop_size, args.seed, (args.min_scale, args.max_scale),
-        args.dataset, args.eval_protocol, train=not args.evaluate, val=args.evaluate or args.validate,
+        args.dataset, args.eval_protocol, args.cache, train=not args.evaluate, val=args.evaluate or args.validate,
     )  # fmt: skip
 
 
@@ -192,6 +193,7 @@ def check(args, world_size: int) -> None:
         check_pairs(val_set.pairs if val_set else [], decode_images=True)
     checkpoint = find_resume(args.resume, args.output_dir)
     check_output_dir(args.output_dir, continues_run(checkpoint, args.output_dir))
+    check_cache(args.cache, (train_set, val_set))
     if args.evaluate:
         check_evaluation(args.checkpoint, args.output_dir)
         trained_model(args)

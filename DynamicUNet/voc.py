@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from common import IGNORE_INDEX
+from common.decode import check_sizes, read_image, read_label
 from common.errors import UNREADABLE, InputError
-from common.transforms import read_image, read_label
 
 CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -69,22 +69,18 @@ def find_pairs(root: str | Path, split: str, dataset: str = "pascal_voc") -> lis
     return pairs
 
 
-def read_pair(pair: Pair) -> tuple[Image.Image, Image.Image]:
-    """A picture in RGB and its class ids (mode L, IGNORE_INDEX for what does not count), of one size.
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """A picture [H, W, 3] in RGB and its class ids [H, W] (IGNORE_INDEX for what does not count), both uint8.
 
     Raises InputError, naming the file, for what cannot be decoded or does not fit.
     """
     image, label = read_image(pair.image), read_mask(pair.label)
-    if image.size != label.size:
-        raise InputError(
-            f"{pair.image} is {image.width}x{image.height} and its mask {pair.label} {label.width}x{label.height} "
-            "pixels; a picture and its mask must be of one size"
-        )
+    check_sizes(*pair, image.shape[:2], label.shape)
     return image, label
 
 
-def read_mask(path: Path) -> Image.Image:
-    """The class ids in a PNG (palette indices, or grey values) or in a .mat file, in mode L. Raises InputError."""
+def read_mask(path: Path) -> np.ndarray:
+    """[H, W] uint8: the class ids in a PNG (palette indices, or grey values) or in a .mat file. Raises InputError."""
     if path.suffix != ".mat":
         return read_label(path, SAME_IDS, KNOWN_IDS)
     values = _read_mat(path)
@@ -94,7 +90,7 @@ def read_mask(path: Path) -> Image.Image:
             f"{path} holds the values {_first(sorted(unknown))}, which are no class ids (0..{NUM_CLASSES - 1}); "
             f"give the original cls/ files of SBD"
         )
-    return Image.fromarray(values.astype(np.uint8))
+    return values.astype(np.uint8)
 
 
 def _read_mat(path: Path) -> np.ndarray:
@@ -134,14 +130,10 @@ def _problem_of(pair: Pair, decode_image: bool) -> InputError | None:
         if decode_image:
             read_pair(pair)
             return None
-        size = read_mask(pair.label).size
+        size = read_mask(pair.label).shape
         with Image.open(pair.image) as image:  # reads the header alone
-            if image.size == size:
-                return None
-        return InputError(
-            f"{pair.image} is {image.width}x{image.height} and its mask {pair.label} {size[0]}x{size[1]} pixels; "
-            "a picture and its mask must be of one size"
-        )
+            check_sizes(*pair, image.size[::-1], size)
+        return None
     except InputError as error:  # which is a ValueError, so one of UNREADABLE too
         return error
     except UNREADABLE as error:

@@ -14,8 +14,8 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a wro
 
     from common.cityscapes import NUM_CLASSES, PALETTE
     from common.device import exit_codes
-    from common.transforms import normalize
+    from common.transforms import picture_to_input
     from ICNet.model import build_model, from_reference
 
     with exit_codes():
-        predict(ARGS, build_model, from_reference, normalize, PALETTE, NUM_CLASSES)
+        predict(ARGS, build_model, from_reference, picture_to_input, PALETTE, NUM_CLASSES)

@@ -108,6 +108,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "eval_protocol": (("whole", "center_crop"), "score whole images at their own size, or centre crops"),
         "check_data": (bool, "open every label file before training and refuse values outside the label table"),
         "workers": (_workers, "processes that read data, for each device; 'auto' shares the cores out"),
+        "cache": (str, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
     },
     "model": {
         "arch": (str, "the network of this folder"),
@@ -187,13 +188,15 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "save_every_steps": (_count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
         "save_every_epochs": (_count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
         "log_every_steps": (_positive, "steps between two log lines"),
-        "prof": (bool, "profile one step after 20 steps into output.prof of the output folder, and end"),
+        "prof": (bool, "after 20 steps, profile --prof_steps steps into output.prof of the output folder, and end"),
         "prof_test": (bool, "the same after 5 steps"),
+        "prof_steps": (_positive, "how many steps --prof and --prof_test profile"),
     },
 }
 # What no paper decides: every folder's presets begin with these.
 RUN: dict[str, object] = {
     "workers": "auto",
+    "cache": "",
     "load_from": "",
     "max_steps": 0,
     "sync_bn": False,
@@ -223,6 +226,7 @@ RUN: dict[str, object] = {
     "log_every_steps": 10,
     "prof": False,
     "prof_test": False,
+    "prof_steps": 1,
 }
 # The same for spellings that several of the originals have.
 RUN_ALIASES = {
@@ -248,7 +252,7 @@ EITHER_OR = (
     ("device_batch_size", "total_batch_size"),
 )
 # A path in a preset starts in the model's folder; one on the command line where the user is.
-PATHS = {"data_path", "pretrained", "load_from", "checkpoint", "output_dir"}
+PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_dir"}
 
 
 class _Formatter(argparse.HelpFormatter):

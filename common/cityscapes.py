@@ -8,24 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from common import IGNORE_INDEX
-from common.data import sample_rng
+from common.decode import check_sizes, read_image, read_label, value_range
 from common.errors import UNREADABLE, InputError
-from common.transforms import (
-    MEAN_COLOR,
-    flip,
-    normalize,
-    pad,
-    photometric_distortion,
-    read_image,
-    read_label,
-    scale_and_crop_varied,
-    to_class_ids,
-    value_range,
-)
 
 NUM_CLASSES = 19
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -131,68 +117,16 @@ def known_values(pair: Pair) -> frozenset[int]:
     return KNOWN_TRAIN_IDS if pair.label.name.endswith(TRAIN_ID_SUFFIX) else KNOWN_LABEL_IDS
 
 
-def read_pair(pair: Pair) -> tuple[Image.Image, Image.Image]:
-    """A picture in RGB and its train ids (mode L, IGNORE_INDEX for what does not count), of one size.
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """A picture [H, W, 3] in RGB and its train ids [H, W] (IGNORE_INDEX for what does not count), both uint8.
 
     Raises InputError, naming the file, for what cannot be decoded or does not fit.
     """
     values = known_values(pair)
     table = np.arange(256, dtype=np.uint8) if values is KNOWN_TRAIN_IDS else TRAIN_ID_OF_LABEL_ID
     image, label = read_image(pair.image), read_label(pair.label, table, values)
-    if image.size != label.size:
-        raise InputError(f"{pair.image} is {image.size} and its label {label.size} pixels; they must be of one size")
+    check_sizes(*pair, image.shape[:2], label.shape)
     return image, label
-
-
-class EvalSet(Dataset):
-    """Whole images at their own size, neither resized nor cropped."""
-
-    def __init__(self, pairs: Sequence[Pair]):
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """image [3, H, W] float32 normalised; target [H, W] int64, 255 = ignore."""
-        image, label = read_pair(self.pairs[index])
-        return normalize(image), to_class_ids(label)
-
-
-class DistortedCrops(Dataset):
-    """Augmented crops; the item (epoch, index) depends on (seed, epoch, index) alone.
-
-    The augmentations of mmsegmentation's recipes for Cityscapes, in its order: scale, crop where no class covers too
-    much, flip, colours, pad (with 0 after normalisation).
-    """
-
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        base_size: int,
-        crop_size: tuple[int, int],
-        seed: int,
-        scales: tuple[float, float] = (0.5, 2.0),
-        cat_max_ratio: float = 0.75,
-    ):
-        self.pairs, self.base_size, self.crop_size, self.seed = pairs, base_size, crop_size, seed
-        self.scales, self.cat_max_ratio = scales, cat_max_ratio
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """image [3, *crop_size] float32 normalised; target [*crop_size] int64, 255 = ignore."""
-        epoch, index = key
-        rng = sample_rng(self.seed, epoch, index)
-        image, label = read_pair(self.pairs[index])
-        image, label = scale_and_crop_varied(
-            image, label, rng, self.base_size, self.crop_size, self.scales, self.cat_max_ratio
-        )
-        image, label = flip(image, label, rng)
-        image = photometric_distortion(image, rng)
-        image, label = pad(image, self.crop_size, MEAN_COLOR), pad(label, self.crop_size, IGNORE_INDEX)
-        return normalize(image), to_class_ids(label)
 
 
 def check_pairs(pairs: Sequence[Pair], decode_images: bool = False) -> None:
@@ -235,11 +169,10 @@ def _problem_of(pair: Pair, decode_image: bool) -> str | None:
                 image.load()
     except UNREADABLE as error:
         return f"cannot read the image {pair.image} ({error}); unpack or download it again"
-    if image_size != label_size:
-        return (
-            f"{pair.image} is {image_size[0]}x{image_size[1]} and its label {pair.label.name} is "
-            f"{label_size[0]}x{label_size[1]}; an image and its label must have the same size"
-        )
+    try:
+        check_sizes(*pair, image_size[::-1], label_size[::-1])
+    except InputError as error:
+        return str(error)
     return None
 
 

@@ -2,16 +2,17 @@
 
 A data set here is a `torch.utils.data.Dataset` whose training items are asked for by the key (epoch, index) and draw
 all their randomness from (seed, epoch, index): the batches of a run do not depend on the number of workers, and a run
-can start at any step without replaying the steps before it.
+can start at any step without replaying the steps before it. Its items are (image [H, W, 3] uint8, target [H, W],
+draws [k]), and its `finish(images, draws)` turns a batch of images [B, 3, H, W] uint8 on the device into float32.
 """
 
 import os
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common.device import World, cpu_cores, seed_step
 from common.errors import InputError
@@ -92,29 +93,63 @@ def batches(
     first_step: int,
     total_steps: int,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(step, images [B, 3, H, W] float32, target [B, H, W] int64) on the device, for every step that is left.
+    """(step, images [B, 3, H, W] float32, target [B, H, W]) on the device, for every step that is left.
 
-    Before each step everything random on the device is seeded by (seed, rank, step). One set of workers serves the
-    whole run. Raises InputError, naming the file, for a sample that cannot be read.
+    Targets are int64, or floating where the data set gives such. Before each step everything random on the device is
+    seeded by (seed, rank, step). One set of workers serves the whole run, and the next batch is on its way while the
+    present one is used. Raises InputError, naming the file, for a sample that cannot be read.
     """
     sampler = StepSampler(len(dataset), device_batch_size, world, seed, first_step, total_steps)
-    loader = _loader(dataset, sampler, world, workers)
-    for step, (images, target) in enumerate(map(_unpack, loader), start=first_step):
+    loader = _loader(dataset, sampler, world, workers, default_collate)
+    for step, (images, target) in enumerate(_on_device(map(_unpack, loader), dataset, world), start=first_step):
         seed_step(seed, world, step)
-        yield step, images.to(world.device, non_blocking=True), target.to(world.device, non_blocking=True)
+        yield step, images, target
 
 
 def eval_batches(dataset: Dataset, batch_size: int, world: World, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images [b, 3, H, W], target [b, H, W]) on the device, covering this process's share of the data set.
+    """(images [b, 3, H, W] float32, target [b, H, W]) on the device, covering this process's share of the data set.
 
     The processes take images rank, rank + size, ... without padding: together they see each image exactly once.
     Images of one batch that differ in size come as several smaller batches.
     """
     share = range(world.rank, len(dataset), world.size)
     keys = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
-    for groups in map(_unpack, _loader(dataset, keys, world, workers, _collate_by_size)):
-        for images, target in groups:
-            yield images.to(world.device, non_blocking=True), target.to(world.device, non_blocking=True)
+    loader = _loader(dataset, keys, world, workers, _collate_by_size)
+    yield from _on_device((batch for groups in map(_unpack, loader) for batch in groups), dataset, world)
+
+
+def to_device(batch: Sequence[Tensor], dataset: Dataset, world: World) -> tuple[Tensor, Tensor]:
+    """(images [B, 3, H, W] float32 finished and in the world's memory format, target [B, H, W]) of a collated batch.
+
+    batch: images [B, H, W, 3] uint8, target [B, H, W], draws [B, k].
+    """
+    images, target, draws = batch
+    images = images.to(world.device, non_blocking=True).permute(0, 3, 1, 2)  # bytes, of channels_last strides
+    images = dataset.finish(images.contiguous(memory_format=world.memory_format), draws)
+    target = target.to(world.device, non_blocking=True)
+    return images, target if target.is_floating_point() else target.long()
+
+
+def _on_device(loaded: Iterable, dataset: Dataset, world: World) -> Iterator[tuple[Tensor, Tensor]]:
+    """`to_device` of each batch, on an accelerator on a stream of its own.
+
+    The host is ahead of an accelerator: while that one still computes the step before, the bytes of the next batch are
+    copied and finished beside it. The stream that computes waits for them, and not the host.
+    """
+    if world.device.type == "cpu":
+        for batch in loaded:
+            yield to_device(batch, dataset, world)
+        return
+    backend = getattr(torch, world.device.type)  # torch.cuda or torch.npu
+    beside = backend.Stream()
+    for batch in loaded:
+        with backend.stream(beside):
+            ready = to_device(batch, dataset, world)
+        computing = backend.current_stream()
+        computing.wait_stream(beside)
+        for tensor in ready:
+            tensor.record_stream(computing)  # its memory is not given away before that stream has used it
+        yield ready
 
 
 class _Reporting(Dataset):
@@ -133,12 +168,12 @@ class _Reporting(Dataset):
         return len(self.dataset)
 
 
-def _loader(dataset: Dataset, keys: Sequence, world: World, workers: int, collate=None) -> DataLoader:
+def _loader(dataset: Dataset, keys: Sequence, world: World, workers: int, collate: Callable) -> DataLoader:
     return DataLoader(
         _Reporting(dataset),
         batch_sampler=keys,
         num_workers=workers,
-        collate_fn=_Collate(collate or _collate),
+        collate_fn=_Collate(collate),
         pin_memory=world.device.type != "cpu",
     )
 
@@ -160,12 +195,8 @@ def _unpack(batch):
     return batch
 
 
-def _collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([image for image, _ in items]), torch.stack([target for _, target in items])
-
-
-def _collate_by_size(items: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+def _collate_by_size(items: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
     by_size: dict[torch.Size, list] = {}
-    for image, target in items:
-        by_size.setdefault(image.shape, []).append((image, target))
-    return [_collate(group) for group in by_size.values()]
+    for item in items:
+        by_size.setdefault(item[0].shape, []).append(item)
+    return [default_collate(group) for group in by_size.values()]

@@ -36,6 +36,12 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+    channels_last: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How images, features and convolution weights lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def is_main(self) -> bool:

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
-from common.data import eval_batches
+from common.data import eval_batches, to_device
 from common.device import World, share_buffers
 from common.metrics import class_ids
 from common.runlog import RunLog
@@ -75,10 +75,10 @@ def example_predictions(
     model.eval()
     examples = []
     for index in range(min(count, len(dataset))):
-        image, target = dataset[index]
+        images, target = to_device(default_collate([dataset[index]]), dataset, world)
         with autocast():
-            logits = model(image[None].to(world.device))  # [1, C, H, W]
-        examples.append((image, target, class_ids(logits)[0].cpu()))
+            logits = model(images)  # [1, C, H, W]
+        examples.append((images[0].cpu(), target[0].cpu(), class_ids(logits)[0].cpu()))
     model.train(was_training)
     return examples
 

@@ -88,10 +88,10 @@ def predict(
     from torch.nn import functional as F
 
     from common.checkpoint import load_model
+    from common.decode import open_image
     from common.device import setup
     from common.losses import at_least_float32
     from common.metrics import class_ids
-    from common.transforms import read_image
 
     images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": num_classes, **args.options})
@@ -105,7 +105,7 @@ def predict(
     if collision := next((name for name, count in same_name.items() if count > 1), None):
         raise InputError(f"two images of --input would be written as {collision}; predict them in two runs")
     for number, (path, root) in enumerate(images.items(), start=1):
-        image = ImageOps.exif_transpose(read_image(path))  # a phone's pictures as people see them
+        image = ImageOps.exif_transpose(open_image(path))  # a phone's pictures as people see them
         try:
             with torch.no_grad():
                 logits = model(to_input(image)[None].to(world.device))  # [1, C, h, w]

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -20,8 +21,11 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common.checkpoint import write_atomically
-from common.device import World, device_name, sum_over_ranks, synchronize
+from common.data import worker_count
+from common.decode import decoder_name
+from common.device import World, cpu_cores, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged, InputError
+from common.waiting import DataWait, Reading
 
 RATE_WARMUP_STEPS = 10  # steps that do not count in images/s: workers start, kernels are chosen
 MAX_SKIPPED_IN_A_ROW = 40  # a dynamic loss scale has come from 2^16 to 2^-24 by then: it is not the scale
@@ -73,7 +77,9 @@ class RunLog:
 
     Losses stay on the device until a line is printed: one wait for the device every `log_every_steps`.
     images/s counts the images of all devices over the time of the training steps alone, without the first
-    RATE_WARMUP_STEPS steps of this process, evaluations and checkpoints.
+    RATE_WARMUP_STEPS steps of this process, evaluations and checkpoints. The waiting for data and the memory are those
+    of the main process and its device. `workers` and `cache` of `config`, the values of the run, decide what a run
+    that waits for its data is advised to do.
 
     reported_scores: what the closing lines and the report call a score -> its name, as the original scripts have it:
     {"Train Accuracy": "miou"} prints `Final Train Accuracy : 0.7` and writes `TrainAccuracy = 0.7`. Without it
@@ -108,6 +114,7 @@ class RunLog:
         self._skipped, self._skipped_in_a_row = None, 0  # steps with gradients that are not finite
         self._data_seconds = 0.0  # of that stretch: waiting for the next batch
         self._rated_images, self._rated_seconds = 0, 0.0
+        self._data_wait = DataWait()
         self._warm = first_step + min(RATE_WARMUP_STEPS, (total_steps - first_step) // 2)
         self._bar = self._events = self._lock = None
         if world.is_main:
@@ -168,6 +175,8 @@ class RunLog:
             self._rated_seconds += seconds
         if self.world.is_main:
             self._report_training(optimizer, amp, rate, data_seconds / seconds)
+            if rated and (advice := self._data_wait.advice(self.step, steps, data_seconds, seconds, self._reading)):
+                self._say(advice)
         self.restart_clock()
 
     def _check_skipped(self, skipped: int, steps: int) -> None:
@@ -180,8 +189,18 @@ class RunLog:
                 "were not finite, and the steps skipped; lower --lr or a fixed --loss_scale, or try --no_amp"
             )
 
+    def _reading(self) -> Reading:
+        return Reading(
+            workers=worker_count(self.config.get("workers", "auto"), self.world),
+            cores=cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            cached=bool(self.config.get("cache")),
+            first_epoch=self.step <= self.first_step + self.steps_per_epoch,
+            decoder=decoder_name(),
+        )
+
     def _report_training(self, optimizer: Optimizer, amp, rate: float, data_share: float) -> None:
         lr = optimizer.param_groups[0]["lr"]
+        memory, memory_gib = memory_in_use(self.world)
         row = {
             "kind": "train",
             "step": self.step,
@@ -190,6 +209,7 @@ class RunLog:
             "lr": lr,
             "images_per_second": rate,
             "data_wait_share": data_share,
+            f"{memory}_memory_gib": memory_gib,
         }
         if amp is not None:
             row |= {"loss_scale": amp.loss_scale(), "skipped_steps": amp.skipped_steps.item()}
@@ -200,7 +220,7 @@ class RunLog:
         line = (
             f"epoch {row['epoch']}/{math.ceil(self.total_steps / self.steps_per_epoch)}  "
             f"step {self.step}/{self.total_steps}  loss {self.loss:.4f}  lr {lr:.6f}  "
-            f"{rate:.2f} images/s  data wait {data_share:.0%}  ETA {_clock(left)}"
+            f"{rate:.2f} images/s  data wait {data_share:.0%}  {memory} memory {memory_gib:.2f} GiB  ETA {_clock(left)}"
         )
         if row.get("skipped_steps"):
             line += f"  loss scale {row['loss_scale']:g}  skipped {row['skipped_steps']}"
@@ -209,7 +229,9 @@ class RunLog:
         if self._bar is None:
             print(line, flush=True)
         else:
-            self._bar.set_postfix_str(f"{rate:.1f} images/s, loss {self.loss:.3f}, lr {lr:.5f}")
+            self._bar.set_postfix_str(
+                f"{rate:.1f} images/s, loss {self.loss:.3f}, lr {lr:.5f}, wait {data_share:.0%}, {memory_gib:.1f} GiB"
+            )
 
     # ---- evaluation
 
@@ -408,6 +430,26 @@ def write_json(path: Path, content: dict) -> None:
     """Write `content` as JSON, atomically; values that are not finite become null."""
     text = json.dumps(_finite(content), indent=2, default=str) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def memory_in_use(world: World) -> tuple[str, float]:
+    """('device', the most that tensors have taken of it so far) or, on the CPU, ('resident', what the process holds).
+
+    In GiB. Asking does not wait for the device.
+    """
+    if world.device.type == "cpu":
+        return "resident", resident_bytes() / 2**30
+    return "device", getattr(torch, world.device.type).max_memory_allocated(world.device) / 2**30
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; on a system without /proc, the most it has held."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as pages:
+            return int(pages.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
 
 
 def environment(world: World) -> dict:

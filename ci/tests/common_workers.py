@@ -33,7 +33,12 @@ class Keyed(Dataset):
         epoch, index = key
         if index in self.broken:
             raise InputError(f"image {index}.png cannot be read; copy it again")
-        return torch.full((3, 2, 2), float(index)), torch.full((2, 2), epoch)
+        image, target = torch.full((2, 2, 3), index, dtype=torch.uint8), torch.full((2, 2), epoch, dtype=torch.uint8)
+        return image, target, torch.tensor([index / 2])
+
+    def finish(self, images, draws):
+        """The bytes as they are, and half of them once more: what is drawn for each image goes with it."""
+        return images.float() + draws.view(-1, 1, 1, 1).to(images.device)
 
 
 class Scenes(Dataset):
@@ -54,7 +59,11 @@ class Scenes(Dataset):
         size = self.sizes[index % 3]
         target = rng.integers(0, CLASSES, size)
         target[rng.random(size) < 0.2] = 255
-        return torch.from_numpy(rng.random((3, *size), dtype=np.float32)), torch.from_numpy(target)
+        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        return torch.from_numpy(image), torch.from_numpy(target.astype(np.uint8)), torch.empty(0)
+
+    def finish(self, images, draws):
+        return images.float() / 255
 
 
 class Normalised(nn.Module):
@@ -79,7 +88,10 @@ def seeded_model() -> Normalised:
 def samples_of_steps(world: World, device_batch_size: int) -> list[tuple[int, list[int], list[int]]]:
     """(step, epochs, indices) of this process's batches: three epochs of 11 images in steps of four, from step 1 on."""
     stream = batches(Keyed(11), device_batch_size, world, seed=3, workers=1, first_step=1, total_steps=6)
-    return [(step, target[:, 0, 0].tolist(), images[:, 0, 0, 0].int().tolist()) for step, images, target in stream]
+    samples = []
+    for step, images, target in stream:
+        samples.append((step, target[:, 0, 0].tolist(), (images[:, 0, 0, 0] / 1.5).int().tolist()))
+    return samples
 
 
 def synchronized_step(world: World, share: slice) -> dict[str, torch.Tensor]:

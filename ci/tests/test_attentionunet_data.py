@@ -13,8 +13,6 @@ from PIL import Image
 
 from AttentionUNet import backup, data, dataset
 from AttentionUNet.data import (
-    EvalSet,
-    TrainSet,
     augment,
     build_datasets,
     build_eval_set,
@@ -24,6 +22,7 @@ from AttentionUNet.data import (
 )
 from AttentionUNet.isic import check_pairs, find_pairs, match, read_mask
 from ci.tests.folders import ROOT
+from ci.tests.samples import Finished
 from common.args import parse_args
 from common.errors import InputError
 from common.sample import draw
@@ -42,6 +41,14 @@ def isic(tmp_path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+def TrainSet(pairs, image_size, *options, **more):
+    return Finished(data.TrainSet(pairs, data.training_reader("", image_size), image_size, *options, **more))
+
+
+def EvalSet(pairs, image_size):
+    return Finished(data.EvalSet(pairs, data.read_pair, image_size))
 
 
 def write_pair(images: Path, masks: Path, name: str, size: tuple[int, int], seed: int) -> None:
@@ -172,7 +179,7 @@ def test_pairs_are_checked_before_training(isic):
         check_pairs(pairs)
     pairs[1].image.write_bytes(whole)
     Image.new("L", (41, 30)).save(pairs[2].mask)
-    with pytest.raises(InputError, match=r"ISIC_0000002.jpg is 40x30 and its mask .* is 41x30; .*same size"):
+    with pytest.raises(InputError, match=r"ISIC_0000002.jpg is 40x30 and its label .* is 41x30 pixels; .*same size"):
         check_pairs(pairs)
     with pytest.raises(InputError, match="same size"):
         EvalSet(pairs, 32)[2]
@@ -201,7 +208,7 @@ def test_evaluation_resizes_to_a_square(isic):
 # ---- training
 
 
-def train_set(isic, size=(30, 40), probability=1.0, mask_resize="nearest", image_size=64, seed=0) -> TrainSet:
+def train_set(isic, size=(30, 40), probability=1.0, mask_resize="nearest", image_size=64, seed=0) -> Finished:
     return TrainSet(find_pairs(isic(size=size), "train"), image_size, seed, probability, mask_resize)
 
 
@@ -224,7 +231,7 @@ def test_training_samples_are_squares(isic, size, mask_resize):
 def test_without_augmentation_a_sample_is_the_whole_picture(isic):
     samples = train_set(isic, size=(120, 160), probability=0.0)
     image, target = samples[0, 1]
-    whole, mask = EvalSet(samples.pairs, 64)[1]
+    whole, mask = EvalSet(samples.dataset.pairs, 64)[1]
     assert (image - whole).abs().mean() < 0.1  # by way of another size
     assert (target == mask).float().mean() > 0.99
     assert not equal(samples[0, 0], samples[0, 1])
@@ -250,6 +257,28 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(isic):
     assert equal(TrainSet(pairs, 32, seed=5, augmentation_prob=1)[3, 1], first)
     for seed, key in ((5, (4, 1)), (6, (3, 1)), (5, (3, 0))):
         assert not equal(TrainSet(pairs, 32, seed=seed, augmentation_prob=1)[key], first)
+
+
+def test_large_photographs_are_decoded_at_a_fraction_of_their_size(isic):
+    """At an image size of 32 the work is done in 45 pixels: twice that is decoded, an eighth of a side of 800."""
+    pair = find_pairs(isic(size=(800, 1200)), "train")[0]
+    read = data.training_reader("", 32)
+    image, mask = read(pair)
+    assert image.shape == (100, 150, 3) and mask.shape == (100, 150)
+    whole, lesion = data.read_pair(pair)
+    assert whole.shape == (800, 1200, 3) and lesion.shape == (800, 1200)
+    averaged = np.asarray(Image.fromarray(whole).resize((150, 100), Image.Resampling.BOX), int)
+    assert np.abs(image - averaged).mean() < 3
+    inner = (lesion.reshape(100, 8, 150, 8) > 127).mean((1, 3))
+    assert ((mask > 127) == (inner > 0.5))[(inner == 0) | (inner == 1)].all()  # nothing moves by more than a pixel
+    samples = [Finished(data.TrainSet([pair], reader, 32, 0))[0, 0] for reader in (read, data.read_pair)]
+    assert (samples[0][0] - samples[1][0]).abs().mean() < 0.03  # of 2, from black to white
+    assert (samples[0][1] == samples[1][1]).float().mean() > 0.99
+
+
+def test_small_photographs_are_decoded_as_they_are(isic):
+    pair = find_pairs(isic(size=(120, 160)), "train")[0]
+    assert equal(map(torch.from_numpy, data.training_reader("", 64)(pair)), map(torch.from_numpy, data.read_pair(pair)))
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.4, 60, 100), (1.0, 200, 200)])
@@ -300,7 +329,7 @@ def test_augmentation_moves_mask_and_picture_alike():
 def test_what_lies_beyond_the_picture_is_ignored_and_no_background(isic, monkeypatch):
     monkeypatch.setattr(data, "MAX_DEGREES", 40)  # of ten, the crop leaves next to nothing
     samples = train_set(isic, size=(120, 160))
-    for pair in samples.pairs:
+    for pair in samples.dataset.pairs:
         Image.new("RGB", (160, 120), (255, 255, 255)).save(pair.image)
         Image.new("L", (160, 120), 255).save(pair.mask)
     ignored = 0
@@ -364,8 +393,8 @@ def test_colours_change_a_little_and_grey_stays_grey():
 def test_the_embedded_sample_fits(tmp_path):
     root = draw("isic", tmp_path / "sample", train_images=2, val_images=1, size=(36, 48))
     for part in build_datasets(root, 32, 0):
-        key = (0, 0) if isinstance(part, TrainSet) else 0
-        _, target = part[key]
+        key = (0, 0) if isinstance(part, data.TrainSet) else 0
+        _, target = Finished(part)[key]
         assert 0 < (target == 1).float().mean() < 0.9
         check_pairs(part.pairs, decode_images=True)
 

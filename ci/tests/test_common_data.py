@@ -8,6 +8,7 @@ import torch
 
 import common.data
 from ci.tests.common_workers import Keyed, Scenes, world
+from ci.tests.samples import Finished
 from common.data import StepSampler, batches, eval_batches, sample_rng, steps_in_epoch, worker_count
 from common.device import World, seed_step
 from common.errors import InputError
@@ -76,7 +77,7 @@ def test_batches_are_the_same_with_any_number_of_workers():
         for (_, images, target), step_keys in zip(items, expected, strict=True):
             assert (images.shape, images.dtype) == ((3, 3, 2, 2), torch.float32)
             assert (target.shape, target.dtype) == ((3, 2, 2), torch.int64)
-            assert images[:, 0, 0, 0].tolist() == [index for _, index in step_keys]
+            assert images[:, 0, 0, 0].tolist() == [1.5 * index for _, index in step_keys]
             assert target[:, 0, 0].tolist() == [epoch for epoch, _ in step_keys]
 
 
@@ -111,11 +112,12 @@ def test_evaluation_shows_every_image_once_to_one_process(size, batch):
             assert len(images) == len(target) <= batch
             assert images.shape[2:] == target.shape[1:]
             found.update(image.numpy().tobytes() for image in images)
-    assert found == Counter(Scenes(7)[index][0].numpy().tobytes() for index in range(7))
+    assert found == Counter(Finished(Scenes(7))[index][0].numpy().tobytes() for index in range(7))
 
 
 def test_evaluation_keeps_image_and_target_together_when_sizes_are_mixed():
-    truth = {image.numpy().tobytes(): target for image, target in (Scenes(7)[index] for index in range(7))}
+    scenes = Finished(Scenes(7))
+    truth = {image.numpy().tobytes(): target for image, target in (scenes[index] for index in range(7))}
     sizes = []
     for images, target in eval_batches(Scenes(7), 4, world(), 1):
         sizes.append(tuple(images.shape))

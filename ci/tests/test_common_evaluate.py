@@ -15,6 +15,7 @@ from ci.tests.common_workers import (
     synchronized_step,
     world,
 )
+from ci.tests.samples import Finished
 from common import evaluate as evaluate_module
 from common.evaluate import evaluate, example_predictions
 from common.metrics import ConfusionMatrix
@@ -36,7 +37,7 @@ def counts_of_a_plain_loop(model, dataset) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def expected():
-    return counts_of_a_plain_loop(seeded_model(), Scenes(7))
+    return counts_of_a_plain_loop(seeded_model(), Finished(Scenes(7)))
 
 
 def test_the_plain_loop_predicts_several_classes(expected):
@@ -93,7 +94,7 @@ def test_example_predictions():
     examples = example_predictions(model, Scenes(4), 3, world())
     assert len(examples) == 3
     for index, (image, target, prediction) in enumerate(examples):
-        true_image, true_target = Scenes(4)[index]
+        true_image, true_target = Finished(Scenes(4))[index]
         assert torch.equal(image, true_image) and torch.equal(target, true_target)
         assert torch.equal(prediction, model.eval()(true_image[None])[0].argmax(0))
         assert prediction.dtype == torch.int64

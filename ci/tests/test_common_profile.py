@@ -1,9 +1,12 @@
-"""common/profile.py: which step is profiled, and what is left of it."""
+"""common/profile.py: which steps are profiled, and what is left of them."""
 
 import json
+import re
+import time
 
 import pytest
 import torch
+from torch import nn
 
 from ci.tests.common_workers import world
 from common.profile import profiled
@@ -12,7 +15,7 @@ from common.profile import profiled
 @pytest.mark.parametrize("prof, prof_test, steps", [(True, False, 21), (False, True, 6), (True, True, 21)])
 def test_one_step_is_profiled_after_so_many_and_ends_the_run(tmp_path, capsys, prof, prof_test, steps):
     seen = []
-    for item in profiled(range(100), prof, prof_test, tmp_path, world()):
+    for item in profiled(range(100), prof, prof_test, 1, tmp_path, world()):
         seen.append(item)
         torch.ones(3, 4) @ torch.ones(4, 5 + item)
     assert seen == list(range(steps))
@@ -22,11 +25,72 @@ def test_one_step_is_profiled_after_so_many_and_ends_the_run(tmp_path, capsys, p
     assert "aten::mm" in output and str(tmp_path / "output.prof") in output
 
 
+@pytest.mark.parametrize("prof_steps, length, expected", [(3, 100, 3), (7, 8, 3)])
+def test_as_many_steps_are_profiled_as_are_asked_for_and_there(tmp_path, capsys, prof_steps, length, expected):
+    for _ in profiled(range(length), False, True, prof_steps, tmp_path, world()):
+        torch.ones(3, 4) @ torch.ones(4, 5)
+    events = json.loads((tmp_path / "output.prof").read_text())["traceEvents"]
+    assert sum(event.get("name") == "aten::matmul" for event in events) == expected
+    assert f"profile of {expected} steps: " in capsys.readouterr().out
+
+
+def test_the_shares_of_a_step_add_up(tmp_path, capsys):
+    """A step whose parts take a known time at least: together they are all of it, so none counts another's."""
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, values):
+            time.sleep(0.04)
+            return values * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            time.sleep(0.08)
+            return gradient * 2
+
+    class SlowSGD(torch.optim.SGD):
+        def step(self, closure=None):
+            time.sleep(0.02)
+
+    def stream():
+        for step in range(6):
+            time.sleep(0.06 if step == 5 else 0)
+            yield step
+
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = SlowSGD([parameter], lr=0.1)
+    for _ in profiled(stream(), False, True, 1, tmp_path, world()):
+        Slow.apply(parameter).sum().backward()
+        optimizer.step()
+    output = capsys.readouterr().out
+    shares = {
+        name: int(re.search(pattern, output)[1])
+        for name, pattern in {
+            "waiting": r"(\d+)% of them waiting for data",
+            "forward": r"forward and the rest (\d+)%",
+            "backward": r"backward (\d+)%",
+            "optimizer": r"optimizer (\d+)%",
+        }.items()
+    }
+    assert 98 <= sum(shares.values()) <= 102, output
+    milliseconds = float(re.search(r"1 step in ([\d.]+) ms", output)[1])
+    for name, expected in {"waiting": 60, "forward": 40, "backward": 80, "optimizer": 20}.items():
+        assert shares[name] * milliseconds / 100 > expected - 0.005 * milliseconds, (name, output)
+    own_times = {line.split(None, 4)[4]: float(line.split()[0]) for line in output.splitlines()[2:-1]}
+    assert own_times["SlowBackward"] >= 80 and list(own_times.values()) == sorted(own_times.values(), reverse=True)
+
+
+def test_a_run_that_ends_before_says_so(tmp_path, capsys):
+    assert list(profiled(range(5), False, True, 1, tmp_path, world())) == list(range(5))
+    assert "nothing is profiled: the run ended after 5 steps or less" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_profile_every_item_passes(tmp_path):
-    assert list(profiled(range(30), False, False, tmp_path, world())) == list(range(30))
+    assert list(profiled(range(30), False, False, 1, tmp_path, world())) == list(range(30))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_processes_take_part_and_write_nothing(tmp_path, capsys):
-    assert list(profiled(range(30), False, True, tmp_path, world(1, 2))) == list(range(6))
+    assert list(profiled(range(30), False, True, 2, tmp_path, world(1, 2))) == list(range(7))
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""

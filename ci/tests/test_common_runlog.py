@@ -21,7 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ci.tests.common_workers import world
 from common import runlog
 from common.errors import Diverged, InputError
-from common.runlog import RunLog, case_name, check_output_dir, finished_result, write_json
+from common.runlog import (
+    RunLog,
+    case_name,
+    check_output_dir,
+    finished_result,
+    memory_in_use,
+    resident_bytes,
+    write_json,
+)
 
 OPTIMIZER = SimpleNamespace(param_groups=[{"lr": 0.125}, {"lr": 1.25}])
 SCORES = {"miou": 0.25, "pixel_accuracy": 0.5}
@@ -29,10 +37,11 @@ SCORES = {"miou": 0.25, "pixel_accuracy": 0.5}
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still unless a test moves it."""
+    """A clock that stands still unless a test moves it, and a process that holds three quarters of a GiB."""
     now = SimpleNamespace(seconds=1000.0)
     fake = SimpleNamespace(perf_counter=lambda: now.seconds, time=lambda: now.seconds)
     monkeypatch.setattr(runlog, "time", fake)
+    monkeypatch.setattr(runlog, "resident_bytes", lambda: 3 << 28)
     return now
 
 
@@ -132,13 +141,19 @@ def test_a_run_writes_its_files(tmp_path, clock, capsys):
 
     written = scalars(folder)
     assert [written["train/loss", step] for step in (1, 2, 3, 4)] == [3.0, 2.0, 0.5, 0.5]
+    assert [row["resident_memory_gib"] for row in rows(folder, "train")] == [0.75] * 4
+    assert {written[f"train/{name}", 4] for name in ("images_per_second", "data_wait_share")} == {8.0, 0.0}
+    assert written["train/resident_memory_gib", 4] == 0.75
     assert (written["eval/miou", 2], written["eval_class_iou/road", 2]) == (0.25, 0.5)
     pictures = [v.image for e in events(folder) for v in e.summary.value if v.image.height]
     assert [(picture.height, picture.width) for picture in pictures] == [(4, 6)]
 
     out = capsys.readouterr().out
     assert out == (folder / "train.log").read_text()
-    assert "epoch 1/2  step 2/4  loss 2.0000  lr 0.125000  8.00 images/s  data wait 0%  ETA 0:00:02\n" in out
+    assert (
+        "epoch 1/2  step 2/4  loss 2.0000  lr 0.125000  8.00 images/s  data wait 0%  "
+        "resident memory 0.75 GiB  ETA 0:00:02\n"
+    ) in out
     assert (
         "evaluation at step 2:  miou 0.2500  pixel_accuracy 0.5000  (best so far)\n  IoU:  road 0.500  sky -\n" in out
     )
@@ -306,6 +321,63 @@ def test_waiting_for_data_is_measured(tmp_path, clock):
         train(log, [step], clock=clock, seconds=1.0)
     assert [row["data_wait_share"] for row in rows(tmp_path / "run")] == [0.75, 0.75]
     assert [row["images_per_second"] for row in rows(tmp_path / "run")] == [2.0, 2.0]
+
+
+def test_the_memory_of_an_accelerator_is_the_most_that_tensors_took_of_it(monkeypatch):
+    asked = []
+    npu = SimpleNamespace(max_memory_allocated=lambda device: asked.append(device) or 5 << 29)
+    monkeypatch.setattr(torch, "npu", npu, raising=False)
+    there = SimpleNamespace(device=SimpleNamespace(type="npu", index=3))
+    assert memory_in_use(there) == ("device", 2.5)
+    assert asked == [there.device]
+
+
+def test_resident_memory_grows_with_what_is_held():
+    before = resident_bytes()
+    held = np.ones(64 << 20, np.uint8)  # touched, so that it is really there
+    assert 60 << 20 < resident_bytes() - before < 80 << 20
+    assert memory_in_use(world()) == ("resident", pytest.approx(resident_bytes() / 2**30, rel=0.1))
+    assert held.nbytes == 64 << 20
+
+
+def test_the_memory_where_the_system_does_not_tell_is_the_most_that_was_held(monkeypatch):
+    def refuse(*_, **__):
+        raise FileNotFoundError
+
+    now = resident_bytes()
+    monkeypatch.setattr("builtins.open", refuse)
+    assert resident_bytes() >= 0.9 * now
+
+
+def waiting_run(folder, clock, waited, total=300, **changes):
+    """Steps of a second, `waited(step)` of which pass before the batch is there."""
+    log = open_log(folder, total=total, log_every_steps=10, steps_per_epoch=total, **changes)
+
+    def stream():
+        for step in range(total):
+            clock.seconds += waited(step)
+            yield step
+
+    for step in log.steps(stream()):
+        train(log, [step], clock=clock, seconds=1.0 - waited(step))
+    return [line for line in (folder / "train.log").read_text().splitlines() if "waited for data" in line]
+
+
+def test_a_run_that_waits_for_its_data_says_once_what_would_help(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(runlog, "cpu_cores", lambda: 8)
+    monkeypatch.setattr(runlog, "decoder_name", lambda: "Pillow")
+    (line,) = waiting_run(tmp_path / "a", clock, lambda step: 0.5, config={"workers": 2})
+    assert line.startswith("the last 100 steps waited for data 50% of the time: --workers 4 instead of 2 ")
+    (line,) = waiting_run(tmp_path / "b", clock, lambda step: 0.5, config={"workers": 7, "cache": ""})
+    assert "--cache DIR" in line
+    (line,) = waiting_run(tmp_path / "c", clock, lambda step: 0.5, config={"workers": 7, "cache": "/fast"})
+    assert "pip install imagecodecs" in line
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # eight cores, and four processes that train
+    (line,) = waiting_run(tmp_path / "d", clock, lambda step: 0.5, config={"workers": 1, "cache": ""})
+    assert "--cache DIR" in line
+    assert not waiting_run(tmp_path / "e", clock, lambda step: 0.1, config={"workers": 1})
+    # the warm-up, where workers start, does not count
+    assert not waiting_run(tmp_path / "f", clock, lambda step: 0.99 if step < 10 else 0.2, config={"workers": 1})
 
 
 class Waits(TorchDispatchMode):
@@ -578,7 +650,7 @@ def test_a_terminal_shows_a_bar_with_rate_loss_learning_rate_and_time_left(tmp_p
     train(log, range(10, 20), lambda step: 2.5)
     last = shown().split("\r")[-1]
     assert re.search(r"\d+%\|.*\| \d+/40 \[\d+:\d+<", last), last  # passed and left
-    assert re.search(r"[\d.]+ images/s, loss 2\.500, lr 0\.12500", last), last
+    assert re.search(r"[\d.]+ images/s, loss 2\.500, lr 0\.12500, wait \d+%, [\d.]+ GiB", last), last
     log.eval(SCORES)
     train(log, range(20, 40))
     log.finish()

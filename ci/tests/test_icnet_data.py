@@ -3,18 +3,28 @@ import pytest
 import torch
 from PIL import Image
 
-from common.cityscapes import NUM_CLASSES, EvalSet, find_pairs
+from ci.tests.samples import Finished
+from common.cityscapes import NUM_CLASSES, find_pairs, read_pair
+from common.crops import BlurredCrops, WholePictures
 from common.device import World
 from common.errors import InputError
 from common.evaluate import evaluate
 from common.metrics import ConfusionMatrix
 from common.sample import draw_cityscapes
-from ICNet.data import TrainSet, build_datasets
+from ICNet.data import build_datasets
 from ICNet.model import build_model
 
 # label id -> train id, by hand; every other id is ignored
 TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
 TRAIN_IDS |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+
+
+def TrainSet(pairs, *sizes, **options):
+    return Finished(BlurredCrops(pairs, read_pair, *sizes, **options))
+
+
+def EvalSet(pairs):
+    return Finished(WholePictures(pairs, read_pair))
 
 
 def equal(one, other):
@@ -118,7 +128,7 @@ def test_images_in_training_are_flipped_scaled_and_blurred(tiny_cityscapes):
 def test_half_of_the_training_images_are_blurred_and_no_target(tiny_cityscapes, monkeypatch):
     train_set = TrainSet(find_pairs(tiny_cityscapes(train=1), "train"), base_size=32, crop_size=(24, 24), seed=0)
     samples = [train_set[epoch, 0] for epoch in range(60)]
-    monkeypatch.setattr("ICNet.data.blur", lambda image, rng: image)
+    monkeypatch.setattr("common.crops.blur", lambda image, rows, radius: image[:, rows])
     sharp = [train_set[epoch, 0] for epoch in range(60)]
     assert all(torch.equal(target, same) for (_, target), (_, same) in zip(samples, sharp, strict=True))
     assert 15 < sum(not torch.equal(image, other) for (image, _), (other, _) in zip(samples, sharp, strict=True)) < 40
@@ -143,5 +153,5 @@ def test_scales_that_are_no_range_are_refused(tiny_cityscapes):
 def test_a_label_of_another_size_is_refused_when_it_is_read(tiny_cityscapes):
     pair = find_pairs(tiny_cityscapes(), "val")[0]
     Image.open(pair.label).crop((0, 0, 10, 10)).save(pair.label)
-    with pytest.raises(InputError, match="must be of one size"):
+    with pytest.raises(InputError, match="must have the same size"):
         EvalSet([pair])[0]

@@ -25,8 +25,8 @@ from common import IGNORE_INDEX
 from common.args import Parser
 from common.checkpoint import write_atomically
 from common.cityscapes import KNOWN_LABEL_IDS, LABELS, TRAIN_ID_OF_LABEL_ID
+from common.decode import read_label
 from common.errors import InputError
-from common.transforms import read_label
 
 SPLITS = ("train", "val", "test")
 SOURCES = ("_labelIds.png", "_polygons.json")  # the first that a picture has is taken
@@ -102,7 +102,7 @@ def convert_file(source: Path) -> None:
     if suffix == "_polygons.json":
         train_ids = draw_polygons(source)
     else:
-        train_ids = read_label(source, TRAIN_ID_OF_LABEL_ID, KNOWN_LABEL_IDS)
+        train_ids = Image.fromarray(read_label(source, TRAIN_ID_OF_LABEL_ID, KNOWN_LABEL_IDS))
     target = target_of(Path(str(source).removesuffix(suffix)))
     write_atomically(target, lambda file: train_ids.save(file, "PNG"))
 

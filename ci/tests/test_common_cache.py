@@ -1,0 +1,292 @@
+"""common/cache.py and its command: what is read from a cache is what would be decoded."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ci.tests.folders import FOLDERS, ROOT, module
+from common import cache
+from common.args import parse_args
+from common.cache import HEADER_BYTES, CachedReader, cached, check_cache
+from common.cityscapes import find_pairs, read_pair
+from common.errors import InputError
+from common.sample import draw
+
+
+@pytest.fixture
+def pairs(tiny_cityscapes):
+    return find_pairs(tiny_cityscapes(train=3), "train")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    path = tmp_path / "cache"
+    path.mkdir()
+    return path
+
+
+def counting(read, calls: list):
+    return lambda pair: (calls.append(pair), read(pair))[1]
+
+
+def equal(one, other) -> bool:
+    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
+
+
+class Set:
+    """Of a data set, what a cache looks at."""
+
+    def __init__(self, pairs, read):
+        self.pairs, self.read = pairs, read
+
+    def __len__(self):
+        return len(self.pairs)
+
+
+def test_each_pair_is_decoded_once_and_equal_ever_after(pairs, folder):
+    calls = []
+    reader = CachedReader(folder, counting(read_pair, calls), "cityscapes")
+    for _ in range(3):
+        for pair in pairs:
+            assert equal(reader(pair), read_pair(pair))
+    assert calls == pairs
+    other_process = CachedReader(folder, counting(read_pair, calls), "cityscapes")
+    assert all(equal(other_process(pair), read_pair(pair)) for pair in pairs)
+    assert calls == pairs
+    assert sorted(path.suffix for path in folder.iterdir()) == [".pair"] * 3
+    assert all(path.stat().st_size == HEADER_BYTES + 4 * 32 * 48 for path in folder.iterdir())
+
+
+def test_without_a_folder_there_is_no_cache():
+    assert cached("", read_pair, "cityscapes") is read_pair
+
+
+def test_readers_of_different_contents_do_not_meet(pairs, folder):
+    one = CachedReader(folder, lambda pair: (np.full((2, 2, 3), 1, np.uint8), np.full((2, 2), 1, np.uint8)), "one")
+    two = CachedReader(folder, lambda pair: (np.full((2, 2, 3), 2, np.uint8), np.full((2, 2), 2, np.uint8)), "two")
+    assert [reader(pairs[0])[0].max() for reader in (one, two, one, two)] == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("changed", ["image", "label"])
+@pytest.mark.parametrize("how", ["content", "time"])
+def test_a_source_that_has_changed_is_decoded_again(pairs, folder, changed, how):
+    pair = pairs[0]
+    CachedReader(folder, read_pair, "c")(pair)
+    path = getattr(pair, changed)
+    before = path.stat().st_mtime_ns
+    if how == "content":
+        Image.fromarray(np.full((32, 48, 3) if changed == "image" else (32, 48), 7, np.uint8)).save(path)
+        os.utime(path, ns=(before, before))  # the size tells
+    else:
+        os.utime(path, ns=(before + 1, before + 1))
+    calls = []
+    reader = CachedReader(folder, counting(read_pair, calls), "c")
+    assert not reader.holds(pair)
+    assert equal(reader(pair), read_pair(pair)) and calls == [pair]
+    assert equal(reader(pair), read_pair(pair)) and calls == [pair]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"",
+        lambda data: data[:100],
+        lambda data: data[: HEADER_BYTES + 100],
+        lambda data: data + b"x",
+        lambda data: b"[1, 2]".ljust(HEADER_BYTES) + data[HEADER_BYTES:],
+        lambda data: data.replace(b'"format": 1', b'"format": 0', 1),
+        lambda data: os.urandom(len(data)),
+    ],
+    ids=["empty", "half a header", "half of it", "too long", "no header", "another format", "noise"],
+)
+def test_a_damaged_file_is_written_anew(pairs, folder, spoil):
+    CachedReader(folder, read_pair, "c")(pairs[0])
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(spoil(whole))
+    reader = CachedReader(folder, read_pair, "c")
+    assert not reader.holds(pairs[0])
+    assert equal(reader(pairs[0]), read_pair(pairs[0]))
+    assert path.read_bytes() == whole
+
+
+def test_what_a_user_of_the_arrays_does_stays_with_him(pairs, folder):
+    reader = CachedReader(folder, read_pair, "c")
+    reader(pairs[0])
+    image, label = reader(pairs[0])
+    image[:] = label[:] = 0
+    torch.from_numpy(image).fill_(3)
+    assert equal(CachedReader(folder, read_pair, "c")(pairs[0]), read_pair(pairs[0]))
+
+
+def test_arrays_stay_valid_when_the_file_is_gone_and_no_file_stays_open(pairs, folder):
+    reader = CachedReader(folder, read_pair, "c")
+    for pair in pairs:
+        reader(pair)
+    before = len(os.listdir("/proc/self/fd"))
+    arrays = [reader(pair) for pair in pairs for _ in range(20)]
+    for path in folder.iterdir():
+        path.unlink()
+    assert all(equal(got, read_pair(pairs[index // 20])) for index, got in enumerate(arrays))
+    del arrays
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_disk_that_is_full_costs_speed_and_nothing_else(pairs, folder, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    reader = CachedReader(folder, read_pair, "c")
+    for pair in pairs:
+        assert equal(reader(pair), read_pair(pair))
+    assert list(folder.iterdir()) == []  # nothing half
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and "takes no more (No space left on device): decoding instead" in errors
+
+
+def test_a_damaged_picture_is_named_and_not_kept(pairs, folder):
+    pairs[1].image.write_bytes(b"nothing")
+    reader = CachedReader(folder, read_pair, "c")
+    with pytest.raises(InputError, match=str(pairs[1].image)):
+        reader(pairs[1])
+    assert list(folder.iterdir()) == []
+
+
+def _read_all(folder, pairs, seed) -> bool:
+    reader = CachedReader(folder, read_pair, "c")
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return all(equal(reader(pairs[index]), read_pair(pairs[index])) for index in order)
+
+
+def test_processes_may_fill_it_together(tiny_cityscapes, folder):
+    pairs = find_pairs(tiny_cityscapes(train=20), "train")
+    with ProcessPoolExecutor(4) as pool:
+        assert all(pool.map(partial(_read_all, folder, pairs), range(4)))
+    assert len(list(folder.iterdir())) == 20
+
+
+# ---- before a run
+
+
+def test_the_check_makes_the_folder_and_says_what_is_there_and_what_is_to_come(pairs, tmp_path, capsys):
+    folder = tmp_path / "new" / "cache"
+    reader = CachedReader(folder, read_pair, "c")
+    check_cache(folder, [Set(pairs, reader), None, Set(pairs[:1], CachedReader(folder, read_pair, "d"))])
+    assert capsys.readouterr().out == f"cache {folder}: 0 pictures are there, 4 (about 0.00 GB) are to come\n"
+    for pair in pairs:
+        reader(pair)
+    check_cache(folder, [Set(pairs, reader)])
+    assert capsys.readouterr().out == f"cache {folder}: 3 pictures are there\n"
+    check_cache("", [])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_disk_that_is_too_small_is_refused_before_it_is_full(tmp_path, monkeypatch):
+    size = (1000, 2000)
+    pictures = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+    reader = CachedReader(tmp_path, lambda pair: pictures, "c")
+    files = []
+    for index in range(100):
+        files.append((tmp_path / f"{index}.png", tmp_path / f"{index}_label.png"))
+        for path in files[-1]:
+            path.touch()
+    reading = Set(files, reader)
+    gigabyte = 1 << 30
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("", (), {"free": gigabyte + 700_000_000}))
+    # 100 pictures of 8 MB, of which 16 or 17 are there after the estimate and yet were counted
+    with pytest.raises(
+        InputError, match=r"needs about 0\.8 GB more for 100 pictures, and the disk has 0\.7 GB to give"
+    ):
+        check_cache(tmp_path, [reading])
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("", (), {"free": gigabyte + 900_000_000}))
+    check_cache(tmp_path, [reading])
+
+
+def test_folders_that_cannot_be_written_are_refused(tmp_path, pairs):
+    (tmp_path / "file").touch()
+    for path, reason in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "below", "Not a directory")):
+        with pytest.raises(InputError, match=f"--cache {path} cannot be written to .{reason}.; give another folder"):
+            check_cache(path, [])
+
+
+def test_what_killed_processes_left_is_taken_away_after_an_hour(folder):
+    old, new = folder / ".a.tmp", folder / ".b.tmp"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 4000,) * 2)
+    check_cache(folder, [])
+    assert list(folder.iterdir()) == [new]
+
+
+# ---- in the folders
+
+
+def drawn(name: str, root: Path) -> Path:
+    return draw(module(name, "presets").LAYOUT, root, train_images=2, val_images=1, size=(48, 64))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_folder_trains_and_scores_on_the_same_items_with_a_cache(name, tmp_path, monkeypatch):
+    root, train = drawn(name, tmp_path / "data"), module(name, "train")
+    given = ["--preset", "tiny", "--data_path", str(root)]
+    plain = train.datasets(parse_args(module(name, "presets"), given))
+    for _ in range(2):  # filling it, and from it
+        reading = train.datasets(parse_args(module(name, "presets"), [*given, "--cache", str(tmp_path / "cache")]))
+        check_cache(tmp_path / "cache", reading)
+        for one, other in zip(plain, reading, strict=True):
+            if one is not None:
+                keys = (
+                    [(epoch, index) for epoch in range(2) for index in range(2)] if one is plain[0] else range(len(one))
+                )
+                for key in keys:
+                    assert all(torch.equal(a, b) for a, b in zip(one[key], other[key], strict=True))
+    used = [Path(path) for dataset in plain if dataset is not None for pair in dataset.pairs for path in pair]
+    monkeypatch.setattr(Image, "open", None)  # from now on nothing can be decoded
+    monkeypatch.setattr("common.decode._decode_png", None)
+    for dataset in reading:
+        if dataset is not None:
+            for pair in dataset.pairs:
+                dataset.read(pair)
+    assert len(used) >= 6
+
+
+def command(*flags) -> subprocess.CompletedProcess:
+    call = [sys.executable, "-m", "common.tools.cache", *map(str, flags)]
+    return subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_command_decodes_ahead_and_can_be_repeated(tmp_path):
+    root, folder = drawn("ICNet", tmp_path / "data"), tmp_path / "cache"
+    for _ in range(2):
+        done = command("--model", "ICNet", "--data_path", root, "--cache", folder)
+        assert done.returncode == 0, done.stderr
+        assert f"all 3 pictures are in {folder}, which holds 0.00 GB" in done.stdout
+    assert len(list(folder.glob("*.pair"))) == 3
+    headers = [json.loads(path.read_bytes()[:HEADER_BYTES]) for path in folder.glob("*.pair")]
+    assert {tuple(header["size"]) for header in headers} == {(48, 64)}
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
+    root = drawn("ICNet", tmp_path / "data")
+    next((root / "leftImg8bit" / "train").rglob("*.png")).write_bytes(b"nothing")
+    for flags, message in (
+        (["--model", "ICNet", "--data_path", root], "no --cache; name the folder"),
+        (["--model", "NoNet"], "argument --model"),
+        (["--model", "ICNet", "--nonsense"], "--nonsense"),
+        (["--model", "ICNet", "--data_path", tmp_path / "nowhere", "--cache", tmp_path / "c"], "nowhere"),
+        (["--model", "ICNet", "--data_path", root, "--cache", tmp_path / "c"], "cannot decode the image"),
+    ):
+        done = command(*flags)
+        assert done.returncode == 2, done
+        assert message in done.stderr and "Traceback" not in done.stderr

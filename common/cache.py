@@ -1,0 +1,163 @@
+"""Decoded pictures kept on disk (--cache DIR): read by region, shared by processes and runs.
+
+Decoding is most of what a training sample costs. A cache file holds one picture and its label as bare bytes; it is
+mapped into memory, so a crop touches only the pages of its rows, and the operating system keeps the pages of pictures
+that were used lately, once for all processes. Files are written whole and then renamed: whoever finds one may use it.
+"""
+
+import json
+import mmap
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+
+from common.errors import InputError
+
+FORMAT = 1  # of the files; those of another are written anew
+HEADER_BYTES = 4096  # a page: what follows begins at one
+SUFFIX, UNFINISHED = ".pair", ".tmp"
+SAMPLED_PAIRS = 16  # decoded to estimate the size of a cache
+SPARE_BYTES = 1 << 30  # left free on the disk of a cache
+STALE_SECONDS = 3600  # an unfinished file of this age has no writer any more
+
+
+class CachedReader:
+    """A reader of pairs that decodes each pair once, and from then on reads what it kept.
+
+    read: pair (image file, label file) -> (image [H, W, 3], label [H, W]), both uint8. contents: says how, for caches
+    of several readers in one folder. A file is taken as long as name, size and time of change of the two sources are
+    those that it was made from. Where the cache cannot be written any more, pictures are decoded, with one warning.
+    """
+
+    def __init__(self, folder: str | Path, read: Callable, contents: str):
+        self.folder, self.read, self.contents = Path(folder), read, contents
+        self._verified: set[Path] = set()  # by this process
+        self._warned = False
+
+    def __call__(self, pair: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+        """The pair's image and label, of the cache or decoded and put there. The arrays must not be written to."""
+        path = self.path_of(pair)
+        if (arrays := self._load(path, pair)) is not None:
+            return arrays
+        image, label = self.read(pair)
+        try:
+            self._store(path, pair, image, label)
+        except OSError as error:
+            if not self._warned:
+                reason = error.strerror or error
+                print(f"warning: --cache {self.folder} takes no more ({reason}): decoding instead", file=sys.stderr)
+            self._warned = True
+        return image, label
+
+    def holds(self, pair: Sequence[Path]) -> bool:
+        """Whether the pair is there as it is now."""
+        return self._load(self.path_of(pair), pair) is not None
+
+    def path_of(self, pair: Sequence[Path]) -> Path:
+        """The cache file of a pair."""
+        text = json.dumps([self.contents, *(os.path.abspath(path) for path in pair)])
+        return self.folder / (blake2b(text.encode(), digest_size=16).hexdigest() + SUFFIX)
+
+    def _load(self, path: Path, pair: Sequence[Path]) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            with open(path, "rb") as file:
+                header = json.loads(file.read(HEADER_BYTES))
+                if header["format"] != FORMAT:
+                    return None
+                height, width = header["size"]
+                if path not in self._verified:
+                    if header["sources"] != _sources(pair) or os.fstat(file.fileno()).st_size != _bytes(height, width):
+                        return None
+                    self._verified.add(path)
+                # private: the arrays are writable, as torch wants them, and a change would never reach the file
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or not one of ours: it is written anew
+            return None
+        pixels = 3 * height * width
+        image = np.frombuffer(mapped, np.uint8, pixels, HEADER_BYTES).reshape(height, width, 3)
+        label = np.frombuffer(mapped, np.uint8, height * width, HEADER_BYTES + pixels).reshape(height, width)
+        return image, label
+
+    def _store(self, path: Path, pair: Sequence[Path], image: np.ndarray, label: np.ndarray) -> None:
+        header = {"format": FORMAT, "size": label.shape, "sources": _sources(pair)}
+        scratch = path.with_name(f".{uuid4().hex}{UNFINISHED}")
+        try:
+            with open(scratch, "wb") as file:
+                file.write(json.dumps(header).encode().ljust(HEADER_BYTES))
+                file.write(np.ascontiguousarray(image))
+                file.write(np.ascontiguousarray(label))
+                file.flush()
+                os.fsync(file.fileno())  # the name must not outlive a power cut that the bytes do not
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def _bytes(height: int, width: int) -> int:
+    return HEADER_BYTES + 4 * height * width
+
+
+def _sources(pair: Iterable[Path]) -> list[list]:
+    """What tells a changed file from the one that was decoded; as JSON gives it back."""
+    states = [(path, os.stat(path)) for path in pair]
+    return [[os.path.basename(path), state.st_size, state.st_mtime_ns] for path, state in states]
+
+
+def cached(folder: str | Path, read: Callable, contents: str) -> Callable:
+    """`read` itself, or over a cache where --cache names a folder."""
+    return CachedReader(folder, read, contents) if folder else read
+
+
+def check_cache(folder: str | Path, datasets: Iterable) -> None:
+    """Make the folder of a cache, if one is named, and print a line that says what is in it and what is to come.
+
+    datasets: those of the run (None for one that it does not use), each with `pairs` and a `CachedReader` as `read`.
+    Raises InputError when the folder cannot be written, or the disk has no room for what is to come.
+    """
+    if not folder:
+        return
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid4().hex}{UNFINISHED}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise InputError(f"--cache {folder} cannot be written to ({reason}); give another folder") from error
+    for unfinished in folder.glob(f".*{UNFINISHED}"):
+        try:
+            if time.time() - unfinished.stat().st_mtime > STALE_SECONDS:
+                unfinished.unlink()
+        except FileNotFoundError:  # another run was faster
+            pass
+    there = missing = needed = 0
+    for dataset in datasets:
+        if dataset is not None:
+            absent = [pair for pair in dataset.pairs if not dataset.read.holds(pair)]
+            there += len(dataset.pairs) - len(absent)
+            missing += len(absent)
+            needed += _estimate(absent, dataset.read)
+    free = shutil.disk_usage(folder).free - SPARE_BYTES
+    if needed > free:
+        raise InputError(
+            f"--cache {folder} needs about {needed / 1e9:.1f} GB more for {missing} pictures, and the disk has "
+            f"{max(0, free) / 1e9:.1f} GB to give; free some, name a folder on another disk, or leave --cache out"
+        )
+    to_come = f", {missing} (about {needed / 1e9:.2f} GB) are to come" if missing else ""
+    print(f"cache {folder}: {there} pictures are there{to_come}", flush=True)
+
+
+def _estimate(pairs: Sequence, reader: CachedReader) -> float:
+    """Bytes of the cache files of `pairs`, from some of them: only decoding tells what a reader gives."""
+    chosen = pairs[:: max(1, len(pairs) // SAMPLED_PAIRS)][:SAMPLED_PAIRS]
+    sizes = [_bytes(*reader(pair)[1].shape) for pair in chosen]
+    return len(pairs) * float(np.mean(sizes)) if sizes else 0.0

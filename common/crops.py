@@ -1,0 +1,141 @@
+"""The training and evaluation pictures of data sets whose labels are class ids.
+
+A data set gives bytes: an item is (image [H, W, 3] uint8, target [H, W] uint8, draws [k] float32), and its `finish`
+turns a batch of images on the device into what a network takes, with what was drawn for each of them. So a quarter of
+the bytes of float32 goes from process to process and to the device, and the device does the arithmetic.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common import IGNORE_INDEX
+from common.data import sample_rng
+from common.transforms import (
+    Distortion,
+    blur,
+    chunks,
+    cut_image,
+    cut_label,
+    distort_colours,
+    draw_blur,
+    draw_crop,
+    draw_distortion,
+    draw_varied_crop,
+    normalize,
+    pad,
+)
+
+# a pair of files -> image [H, W, 3] uint8 in RGB and class ids [H, W] uint8, IGNORE_INDEX for what does not count
+Reader = Callable[[tuple], tuple[np.ndarray, np.ndarray]]
+
+
+class WholePictures(Dataset):
+    """Pictures at their own size, neither resized nor cropped, for evaluation."""
+
+    def __init__(self, pairs: Sequence[tuple], read: Reader):
+        self.pairs, self.read = pairs, read
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """image [H, W, 3] uint8; target [H, W] uint8, 255 = ignore; nothing is drawn."""
+        image, label = self.read(self.pairs[index])
+        return torch.from_numpy(image), torch.from_numpy(label), torch.empty(0)
+
+    def finish(self, images: Tensor, draws: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8 -> float32, normalised."""
+        return normalize(images)
+
+
+class BlurredCrops(Dataset):
+    """Mirrored, scaled, cropped and blurred; the item (epoch, index) depends on (seed, epoch, index) alone.
+
+    The augmentations of the ModelZoo's ICNet and DynamicUNet. What a picture does not fill is black, and ignored.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple],
+        read: Reader,
+        base_size: int,
+        crop_size: tuple[int, int],
+        seed: int,
+        scales: tuple[float, float] = (0.5, 2.0),
+    ):
+        self.pairs, self.read, self.seed = pairs, read, seed
+        self.base_size, self.crop_size, self.scales = base_size, crop_size, scales
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; the radius of the blur [1]."""
+        epoch, index = key
+        rng = sample_rng(self.seed, epoch, index)
+        image, label = self.read(self.pairs[index])
+        crop = draw_crop(label.shape, rng, self.base_size, self.crop_size, self.scales)
+        image, label = cut_image(image, crop), cut_label(label, crop)
+        draws = torch.tensor([draw_blur(rng)])
+        return pad(image, self.crop_size, 0), pad(label, self.crop_size, IGNORE_INDEX), draws
+
+    def finish(self, images: Tensor, draws: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8, draws [B, 1] on the CPU (the radius in pixels) -> float32, blurred and normalised."""
+        finished = torch.empty_like(images, dtype=torch.float32)
+        for image, result, (radius,) in zip(images, finished, draws.tolist(), strict=True):
+            for rows in chunks(*image.shape[1:], image.device):
+                result[:, rows] = normalize(blur(image, rows, radius) if radius else image[:, rows])
+        return finished
+
+
+class DistortedCrops(Dataset):
+    """Scaled, cropped, mirrored and changed in colour; the item (epoch, index) depends on (seed, epoch, index) alone.
+
+    The augmentations of mmsegmentation's recipes for Cityscapes, in its order: scale, crop where no class covers too
+    much, flip, colours, pad (with 0 after normalisation).
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple],
+        read: Reader,
+        base_size: int,
+        crop_size: tuple[int, int],
+        seed: int,
+        scales: tuple[float, float] = (0.5, 2.0),
+        cat_max_ratio: float = 0.75,
+    ):
+        self.pairs, self.read, self.seed = pairs, read, seed
+        self.base_size, self.crop_size, self.scales = base_size, crop_size, scales
+        self.cat_max_ratio = cat_max_ratio
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; draws [7]: see `finish`."""
+        epoch, index = key
+        rng = sample_rng(self.seed, epoch, index)
+        image, label = self.read(self.pairs[index])
+        crop = draw_varied_crop(label, rng, self.base_size, self.crop_size, self.scales, self.cat_max_ratio)
+        image, label = cut_image(image, crop), cut_label(label, crop)
+        draws = torch.tensor([*crop.size, *draw_distortion(rng)])
+        return pad(image, self.crop_size, 0), pad(label, self.crop_size, IGNORE_INDEX), draws
+
+    def finish(self, images: Tensor, draws: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8 -> float32, distorted and normalised, 0 beyond the picture.
+
+        draws [B, 7] on the CPU: height and width of the picture within the crop, and its `Distortion`.
+        """
+        finished = torch.empty_like(images, dtype=torch.float32)
+        for image, result, (height, width, *changes) in zip(images, finished, draws.tolist(), strict=True):
+            for rows in chunks(*image.shape[1:], image.device):
+                pixels = image[:, rows].to(torch.float32, memory_format=torch.contiguous_format)
+                result[:, rows] = normalize(distort_colours(pixels, Distortion(*changes)))
+            result[:, int(height) :] = 0
+            result[:, :, int(width) :] = 0
+        return finished

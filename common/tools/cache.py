@@ -1,0 +1,70 @@
+"""Decode a data set ahead of the training: python -m common.tools.cache --model ICNet --data_path DIR --cache DIR
+
+Takes the flags of that model's train.py, of which those that choose the data count. What is in the cache already is
+left as it is, so the command can be stopped and started again, and a training may run at the same time.
+"""
+
+import argparse
+import importlib
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.args import Parser, parse_args
+from common.cache import SUFFIX, check_cache
+from common.device import cpu_cores, exit_codes
+from common.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def model_argument(parser: Parser, argv: list[str] | None = None) -> tuple[Namespace, list[str]]:
+    """Parse `--model NAME`, and whatever else `parser` knows; returns that, and the flags that are left for train.py.
+
+    argv: the command line; without it, that of the process.
+    """
+    models = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
+    parser.add_argument("--model", required=True, choices=models, help="the folder whose train.py takes the flags")
+    return parser.parse_known_args(argv)
+
+
+def fill(datasets: list, workers: int) -> None:
+    """Decode all pairs of the data sets that are not in their cache yet.
+
+    Raises InputError, naming the file, for one that cannot be read, and when the cache cannot be written.
+    """
+    missing = [(dataset.read, pair) for dataset in datasets for pair in dataset.pairs if not dataset.read.holds(pair)]
+    with ThreadPoolExecutor(workers) as pool:  # decoders and file systems work without the interpreter's lock
+        try:
+            for _ in tqdm(pool.map(_keep, missing), "decoding", len(missing), unit="picture", disable=not missing):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _keep(job: tuple) -> None:
+    read, pair = job
+    read(pair)
+    if not read.holds(pair):
+        raise InputError(f"--cache {read.folder} cannot be written any more; free some space and start again")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    chosen, rest = model_argument(parser, argv)
+    args = parse_args(importlib.import_module(f"{chosen.model}.presets"), rest)
+    with exit_codes():
+        if not args.cache:
+            raise InputError("no --cache; name the folder for the decoded pictures")
+        datasets = [dataset for dataset in importlib.import_module(f"{chosen.model}.train").datasets(args) if dataset]
+        check_cache(args.cache, datasets)
+        fill(datasets, cpu_cores() if args.workers == "auto" else max(1, args.workers))
+        size = sum(path.stat().st_size for path in Path(args.cache).glob(f"*{SUFFIX}"))
+        print(f"all {sum(map(len, datasets))} pictures are in {args.cache}, which holds {size / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
