@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,12 +17,11 @@ from common import IGNORE_INDEX
 from common.cache import cached
 from common.crops import Reader
 from common.data import sample_rng
-from common.decode import check_sizes, open_image, picture_size, read_image
+from common.decode import check_sizes, picture_size, read_image
 from common.sample import data_root
-from common.transforms import normalize, picture_to_input
+from common.transforms import Crop, Distortion, cut_label, distort_colours, normalize, resize_image
 
 MEAN = STD = (0.5, 0.5, 0.5)  # colours are -1 to 1
-RESAMPLINGS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
 # The augmentation is told in pixels of the original's images, which are 224 wide; it grows with the size.
 ORIGINAL_SIZE = 224
 WORKING_WIDTHS = (300, 320)
@@ -31,7 +31,8 @@ MAX_DEGREES = 10
 QUARTER_TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 BRIGHTNESS, CONTRAST, HUE = 0.2, 0.2, 0.02  # largest changes; that of the hue in full circles
 
-Pictures = tuple[Image.Image, Image.Image, Image.Image]  # image (RGB), mask (L), inside (L): 0 beyond the image
+# image [H, W, 3], mask [H, W], inside [H, W] (0 beyond the image, else 255), all uint8
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def build_datasets(
@@ -64,9 +65,9 @@ def build_eval_set(data_path: str | Path, image_size: int, split: str, cache: st
 
 
 def training_reader(cache: str, image_size: int) -> Reader:
-    """Reads pairs of twice the working size or more: what is larger would be shrunk to that size all the same."""
-    side = 2 * WORKING_WIDTHS[1] * image_size // ORIGINAL_SIZE
-    return cached(cache, partial(read_reduced_pair, side=side), f"{LAYOUT} of {side} pixels")
+    """Reads pairs of twice the working width or more: what is larger would be shrunk to that width all the same."""
+    width = 2 * WORKING_WIDTHS[1] * image_size // ORIGINAL_SIZE
+    return cached(cache, partial(read_reduced_pair, width=width), f"{LAYOUT}, {width} pixels wide")
 
 
 def validation_images(data_path: str | Path) -> list[Path]:
@@ -76,26 +77,25 @@ def validation_images(data_path: str | Path) -> list[Path]:
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """A picture [H, W, 3] in RGB and its mask [H, W] of 0 to 255, both uint8. Raises InputError, naming the file."""
-    image, mask = read_image(pair.image), np.array(read_mask(pair.mask))
+    image, mask = read_image(pair.image), read_mask(pair.mask)
     check_sizes(*pair, image.shape[:2], mask.shape)
     return image, mask
 
 
-def read_reduced_pair(pair: Pair, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_pair`, but of a JPEG several times as large as `side` pixels in both directions only every so many.
+def read_reduced_pair(pair: Pair, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_pair`, but of a JPEG that is several times as wide as `width` pixels only every so many.
 
     The picture is averaged over them as it is decoded (`common.decode.open_image`); of the mask the nearest are kept.
     """
-    image, mask = open_image(pair.image, (side, side)), read_mask(pair.mask)
-    check_sizes(*pair, picture_size(pair.image), mask.size[::-1])
-    if image.size != mask.size:
-        mask = mask.resize(image.size, Image.Resampling.NEAREST)
-    return np.array(image), np.array(mask)
+    image, mask = read_image(pair.image, (1, width)), read_mask(pair.mask)
+    check_sizes(*pair, picture_size(pair.image), mask.shape)
+    return image, resize_mask(mask, image.shape[:2], "nearest")
 
 
 def to_input(image: Image.Image, image_size: int) -> Tensor:
     """What the network takes of a picture: [3, image_size, image_size] float32."""
-    return picture_to_input(image.resize((image_size, image_size), Image.Resampling.BILINEAR), MEAN, STD)
+    images = resize_image(np.array(image), (image_size, image_size)).permute(2, 0, 1)
+    return normalize(images.contiguous(), MEAN, STD)
 
 
 class EvalSet(Dataset):
@@ -109,19 +109,21 @@ class EvalSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """image [S, S, 3] uint8; target [S, S] uint8, 1 on the lesion and else 0; nothing is drawn."""
-        image, mask = map(Image.fromarray, self.read(self.pairs[index]))
+        image, mask = self.read(self.pairs[index])
         size = (self.image_size, self.image_size)
-        mask = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
-        return to_bytes(image, size), torch.from_numpy((mask > THRESHOLD).astype(np.uint8)), torch.empty(0)
+        target = (resize_mask(mask, size, "nearest") > THRESHOLD).astype(np.uint8)
+        return resize_image(image, size), torch.from_numpy(target), torch.empty(0)
 
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
         """[B, 3, S, S] uint8 -> float32, normalised."""
         return normalize(images, MEAN, STD)
 
 
-def to_bytes(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """A picture resized to (width, height): [height, width, 3] uint8."""
-    return torch.from_numpy(np.array(image.resize(size, Image.Resampling.BILINEAR)))
+def resize_mask(mask: np.ndarray, size: tuple[int, int], mask_resize: str) -> np.ndarray:
+    """[H, W] uint8 -> [*size] uint8: the "nearest" pixel, or "bilinear"."""
+    if mask_resize == "nearest":
+        return cut_label(mask, Crop(size, 0, 0, size))
+    return resize_image(mask[..., None], size).numpy()[..., 0]
 
 
 class TrainSet(Dataset):
@@ -147,58 +149,60 @@ class TrainSet(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """image [S, S, 3] uint8; target [S, S] uint8: 1 on the lesion, 0 beside it, 255 = ignore; no draws.
+        """image [S, S, 3] uint8; target [S, S] uint8: 1 on the lesion, 0 beside it, 255 = ignore; draws [6]: `Jitter`.
 
         With bilinear masks the target is float32: the share of lesion in a pixel, or 255.
         """
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
-        scale, resampling = self.image_size / ORIGINAL_SIZE, RESAMPLINGS[self.mask_resize]
-        image, mask = map(Image.fromarray, self.read(self.pairs[index]))
-        width = round(rng.integers(*WORKING_WIDTHS, endpoint=True) * scale)
-        size = (width, max(1, width * image.height // image.width))
-        image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, resampling)
-        pictures = image, mask, Image.new("L", size, 255)
+        image, mask = self.read(self.pairs[index])
+        inside, jitter = None, NO_JITTER
         if rng.random() < self.augmentation_prob:
-            pictures = augment(pictures, rng, scale)
-        return self._to_tensors(pictures, resampling)
+            scale = self.image_size / ORIGINAL_SIZE
+            width = round(rng.integers(*WORKING_WIDTHS, endpoint=True) * scale)
+            size = max(1, width * image.shape[0] // image.shape[1]), width
+            image, mask = resize_image(image, size).numpy(), resize_mask(mask, size, self.mask_resize)
+            image, mask, inside = augment((image, mask, np.full(size, 255, np.uint8)), rng, scale)
+            jitter = draw_jitter(rng)
+        size = (self.image_size, self.image_size)
+        target = self._target(resize_mask(mask, size, self.mask_resize), inside)
+        return resize_image(image, size), torch.from_numpy(target), torch.tensor(jitter)
 
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
-        """[B, 3, S, S] uint8 -> float32, normalised."""
-        return normalize(images, MEAN, STD)
+        """[B, 3, S, S] uint8, draws [B, 6] on the CPU -> float32, of jittered colours and normalised."""
+        finished = normalize(images, MEAN, STD)
+        for image, result, draw in zip(images, finished, draws.tolist(), strict=True):
+            if (jitter := Jitter(*draw)) != NO_JITTER:
+                pixels = image.to(torch.float32, memory_format=torch.contiguous_format)
+                result.copy_(normalize(jitter_colours(pixels, jitter), MEAN, STD))
+        return finished
 
-    def _to_tensors(self, pictures: Pictures, resampling: Image.Resampling) -> tuple[Tensor, Tensor, Tensor]:
-        image, mask, inside = pictures
-        size = (self.image_size, self.image_size)
-        mask = np.asarray(mask.resize(size, resampling))
-        # a pixel counts when all that it was mixed from is of the picture
-        inside = np.asarray(inside.resize(size, Image.Resampling.BILINEAR)) == 255
-        if self.mask_resize == "nearest":
-            target = np.where(inside, mask > THRESHOLD, IGNORE_INDEX).astype(np.uint8)
-        else:
-            target = np.where(inside, mask / np.float32(255), np.float32(IGNORE_INDEX))
-        return to_bytes(image, size), torch.from_numpy(target), torch.empty(0)
+    def _target(self, mask: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
+        target = (mask > THRESHOLD).astype(np.uint8) if self.mask_resize == "nearest" else mask / np.float32(255)
+        if inside is not None:  # a pixel counts when all that it was mixed from is of the picture
+            target[resize_mask(inside, mask.shape, "bilinear") != 255] = IGNORE_INDEX
+        return target
 
 
-def augment(pictures: Pictures, rng: np.random.Generator, scale: float) -> Pictures:
-    """The original's order: quarter turns, a few degrees, crop, flips, colours. `scale`: pixels here to pixels there.
+def augment(arrays: Arrays, rng: np.random.Generator, scale: float) -> Arrays:
+    """The original's order: quarter turns, a few degrees, crop, flips. `scale`: pixels here to pixels there.
 
     A quarter turn takes the shape of the picture with it. What a turn by degrees brings in from beyond the picture is
     black, and 0 in `inside`. (The original keeps the shape and crops beyond it: black bands, labelled as skin.)
     """
+    pictures = [Image.fromarray(array) for array in arrays]
     width = pictures[0].width
     if (turn := QUARTER_TURNS[rng.integers(len(QUARTER_TURNS))]) is not None:
-        pictures = tuple(picture.transpose(turn) for picture in pictures)
+        pictures = [picture.transpose(turn) for picture in pictures]
     degrees = int(rng.integers(-MAX_DEGREES, MAX_DEGREES, endpoint=True))
-    pictures = tuple(picture.rotate(degrees, Image.Resampling.NEAREST) for picture in pictures)
+    pictures = [picture.rotate(degrees, Image.Resampling.NEAREST) for picture in pictures]
     box = crop_box(pictures[0].size, rng.integers(*CROP_WIDTHS, endpoint=True) * scale / width, rng, MAX_TRIM * scale)
-    pictures = tuple(picture.crop(box) for picture in pictures)
-    if rng.random() < 0.5:
-        pictures = tuple(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures)
-    if rng.random() < 0.5:
-        pictures = tuple(picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for picture in pictures)
-    image, mask, inside = pictures
-    return jitter_colours(image, rng), mask, inside
+    pictures = [picture.crop(box) for picture in pictures]
+    for mirror in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
+        if rng.random() < 0.5:
+            pictures = [picture.transpose(mirror) for picture in pictures]
+    image, mask, inside = map(np.array, pictures)
+    return image, mask, inside
 
 
 def crop_box(
@@ -218,15 +222,39 @@ def crop_box(
     return (*starts, *ends)
 
 
-def jitter_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and hue, in an order that is drawn too."""
-    for change in rng.permutation(3):
+class Jitter(NamedTuple):
+    """Changes of brightness, contrast and hue, and the order in which they are made."""
+
+    first: float  # 0: brightness, 1: contrast, 2: hue
+    second: float
+    third: float
+    brightness: float = 1.0  # factor
+    contrast: float = 1.0  # factor of the distance to the mean grey
+    hue_degrees: float = 0.0
+
+
+NO_JITTER = Jitter(0.0, 1.0, 2.0)
+
+
+def draw_jitter(rng: np.random.Generator) -> Jitter:
+    """A change of each, uniform between its bounds, in an order that is drawn too."""
+    return Jitter(
+        *map(float, rng.permutation(3)),
+        rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS),
+        rng.uniform(1 - CONTRAST, 1 + CONTRAST),
+        360 * rng.uniform(-HUE, HUE),
+    )
+
+
+def jitter_colours(pixels: Tensor, jitter: Jitter) -> Tensor:
+    """[3, H, W] floating, 0 to 255 -> the same of changed colours, cut off at 0 and 255; `pixels` is overwritten."""
+    for change in jitter[:3]:
         if change == 0:
-            image = ImageEnhance.Brightness(image).enhance(rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
+            pixels.mul_(jitter.brightness).clamp_(0, 255)
         elif change == 1:
-            image = ImageEnhance.Contrast(image).enhance(rng.uniform(1 - CONTRAST, 1 + CONTRAST))
+            red, green, blue = pixels
+            grey = (0.299 * red + 0.587 * green + 0.114 * blue).mean()  # ITU-R BT.601, as Pillow's
+            pixels.sub_(grey).mul_(jitter.contrast).add_(grey).clamp_(0, 255)
         else:
-            hsv = np.array(image.convert("HSV"))
-            hsv[..., 0] += np.uint8(round(256 * rng.uniform(-HUE, HUE)) % 256)  # wraps around by itself
-            image = Image.fromarray(hsv, "HSV").convert("RGB")
-    return image
+            pixels = distort_colours(pixels, Distortion(hue_degrees=jitter.hue_degrees))
+    return pixels

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
-from common.decode import check_sizes
+from common.decode import check_sizes, decode_grey
 from common.errors import UNREADABLE, InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the archives also hold texts about licences
@@ -83,20 +84,18 @@ def _refuse(these: dict[str, Path], those: dict[str, Path], problem: str) -> Non
         )
 
 
-def read_mask(path: Path) -> Image.Image:
-    """The mask in mode L, 0 to 255. Raises InputError, naming the file, for what is no mask of 0 and 255."""
-    try:
-        with Image.open(path) as mask:
-            if mask.mode not in MASK_MODES:
-                raise InputError(
-                    f"{path} is an image of mode {mask.mode}; masks are 8-bit files of 0 and 255: give those"
-                )
-            mask = mask.convert("L")
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise InputError(f"cannot decode the mask {path} ({error}); unpack or download it again") from error
-    highest = mask.getextrema()[1]
+def read_mask(path: Path) -> np.ndarray:
+    """The mask [H, W] uint8, 0 to 255. Raises InputError, naming the file, for what is no mask of 0 and 255."""
+    mask = decode_grey(path)
+    if mask is None:
+        try:
+            with Image.open(path) as picture:
+                mode, mask = picture.mode, np.array(picture.convert("L")) if picture.mode in MASK_MODES else None
+        except UNREADABLE as error:
+            raise InputError(f"cannot decode the mask {path} ({error}); unpack or download it again") from error
+        if mask is None:
+            raise InputError(f"{path} is an image of mode {mode}; masks are 8-bit files of 0 and 255: give those")
+    highest = int(mask.max())
     if 0 < highest <= THRESHOLD:
         raise InputError(
             f"{path} holds values up to {highest}; masks are 0 and 255, the latter on the lesion: give those"
@@ -129,7 +128,7 @@ def _check_pair(pair: Pair, decode_image: bool) -> None:
                 image.load()
     except UNREADABLE as error:
         raise InputError(f"cannot decode the image {pair.image} ({error}); unpack or download it again") from error
-    check_sizes(*pair, size[::-1], mask.size[::-1])
+    check_sizes(*pair, size[::-1], mask.shape)
 
 
 def first(names: Sequence[str], count: int = 3) -> str:

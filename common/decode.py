@@ -44,6 +44,11 @@ def _png_decoder() -> Callable[[bytes, int], np.ndarray] | None:
     return None
 
 
+def decode_grey(path) -> np.ndarray | None:
+    """[H, W] uint8 of an ordinary grey PNG file; None for any other file, a damaged one, and where Pillow is all."""
+    return _decode_png(path, _GREY)
+
+
 def _decode_png(path, color_type: int) -> np.ndarray | None:
     """The pixels of a PNG file of 8 bits and this colour type, or None for anything else and anything damaged."""
     decode = _png_decoder()
@@ -78,7 +83,8 @@ def open_image(path, reduced_to: tuple[int, int] | None = None) -> Image.Image:
                 image.draft("RGB", reduced_to[::-1])
             if image.mode == "I" or image.mode.startswith("I;16"):  # convert() would cut off at 255: a white picture
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except UNREADABLE as error:
         raise InputError(f"cannot decode the image {path} ({error}); unpack or download it again") from error
 
@@ -103,7 +109,7 @@ def read_label(path, train_id_of_value: np.ndarray, known_values: frozenset[int]
 
     Raises InputError that names the file, and values that are not among the known ones.
     """
-    values = _decode_png(path, _GREY)
+    values = decode_grey(path)
     if values is None:
         try:
             with Image.open(path) as label:

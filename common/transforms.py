@@ -120,6 +120,11 @@ def cut_image(image: np.ndarray, crop: Crop) -> Tensor:
     return pixels.flip(1) if crop.flipped else pixels
 
 
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """[H, W, C] uint8 -> [*size, C] uint8, bilinear, antialiased when shrinking."""
+    return cut_image(image, Crop(size, 0, 0, size))
+
+
 def cut_label(label: np.ndarray, crop: Crop) -> np.ndarray:
     """The crop of a label [H, W] uint8: [h, w] uint8, the nearest pixel, at the same place as `cut_image`."""
     rows = _span(crop.top, crop.size[0], label.shape[0], crop.scaled[0]).nearest(crop.size[0])

@@ -1,5 +1,6 @@
 """ISIC 2018 as Attention U-Net reads it: pairs, squares, augmentation, the split tool, and what is refused."""
 
+import colorsys
 import json
 import subprocess
 import sys
@@ -9,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from AttentionUNet import backup, data, dataset
 from AttentionUNet.data import (
+    NO_JITTER,
+    Jitter,
     augment,
     build_datasets,
     build_eval_set,
     crop_box,
+    draw_jitter,
     jitter_colours,
     validation_images,
 )
@@ -162,7 +166,7 @@ def test_masks_that_are_none(tmp_path):
     with pytest.raises(InputError, match=r"cannot decode the mask .*mask.png"):
         read_mask(path)
     Image.new("L", (4, 4)).save(path)  # no lesion at all
-    assert read_mask(path).getextrema() == (0, 0)
+    assert not read_mask(path).any()
 
 
 def test_pairs_are_checked_before_training(isic):
@@ -260,7 +264,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(isic):
 
 
 def test_large_photographs_are_decoded_at_a_fraction_of_their_size(isic):
-    """At an image size of 32 the work is done in 45 pixels: twice that is decoded, an eighth of a side of 800."""
+    """At an image size of 32 the work is done in 45 pixels: an eighth of 1200 is more than twice that."""
     pair = find_pairs(isic(size=(800, 1200)), "train")[0]
     read = data.training_reader("", 32)
     image, mask = read(pair)
@@ -294,7 +298,7 @@ def test_the_share_of_augmented_samples(isic, monkeypatch, probability, low, hig
 
 def test_working_widths_are_those_of_the_original(isic, monkeypatch):
     sizes = []
-    monkeypatch.setattr(data, "augment", lambda pictures, rng, scale: (sizes.append(pictures[0].size), pictures)[1])
+    monkeypatch.setattr(data, "augment", lambda arrays, rng, scale: (sizes.append(arrays[0].shape[1::-1]), arrays)[1])
     samples = train_set(isic, size=(30, 40), image_size=224)
     for epoch in range(150):
         samples[epoch, 0]
@@ -305,14 +309,15 @@ def test_working_widths_are_those_of_the_original(isic, monkeypatch):
 
 def test_augmentation_moves_mask_and_picture_alike():
     """A picture that is white on the lesion stays so, and what comes from beyond it is black and does not count."""
-    mask = Image.new("L", (310, 232))
-    mask.paste(255, (40, 30, 170, 200))
-    image = Image.merge("RGB", [mask.point(lambda value: 100 + value * 100 // 255)] * 3)
+    mask = np.zeros((232, 310), np.uint8)
+    mask[30:200, 40:170] = 255
+    image = np.where(mask == 255, 200, 100).astype(np.uint8)[..., None].repeat(3, 2)
     seen = set()
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        pictures = augment((image, mask, Image.new("L", mask.size, 255)), rng, scale=1.0)
-        pixels, lesion, inside = map(np.asarray, pictures)
+        pixels, lesion, inside = augment((image, mask, np.full_like(mask, 255)), rng, scale=1.0)
+        finished = torch.from_numpy(pixels).permute(2, 0, 1).float()
+        pixels = jitter_colours(finished, draw_jitter(rng)).permute(1, 2, 0).numpy()
         assert pixels.shape[:2] == lesion.shape == inside.shape
         seen.add(lesion.shape[0] > lesion.shape[1])
         grey, counts = pixels.astype(int).mean(axis=2), inside == 255
@@ -344,16 +349,14 @@ def test_what_lies_beyond_the_picture_is_ignored_and_no_background(isic, monkeyp
 
 def test_quarter_turns_flips_and_degrees_are_drawn_evenly(monkeypatch):
     """Where the corners of a picture with four colours go."""
-    monkeypatch.setattr(data, "jitter_colours", lambda image, rng: image)
     pixels = np.zeros((200, 200, 3), np.uint8)
     pixels[:100, :100], pixels[:100, 100:], pixels[100:, :100] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    blank = Image.new("L", (200, 200), 255)
+    blank = np.full((200, 200), 255, np.uint8)
     orders, degrees = {}, []
     real = Image.Image.rotate
     monkeypatch.setattr(Image.Image, "rotate", lambda self, by, *a: (degrees.append(by), real(self, by, *a))[1])
     for seed in range(400):
-        image, *_ = augment((Image.fromarray(pixels), blank, blank), np.random.default_rng(seed), 200 / 310)
-        turned = np.asarray(image)
+        turned, *_ = augment((pixels, blank, blank), np.random.default_rng(seed), 200 / 310)
         height, width = turned.shape[:2]
         corners = [turned[y, x] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
         order = tuple(int(corner.argmax()) if corner.any() else 3 for corner in corners)
@@ -376,18 +379,47 @@ def test_crop_boxes_have_the_bounds_of_the_original():
         assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
 
 
+def jittered(colour, jitter) -> tuple[float, ...]:
+    pixels = torch.tensor(colour, dtype=torch.float32).view(3, 1, 1).repeat(1, 4, 4)
+    return tuple(jitter_colours(pixels, jitter)[:, 1, 2].tolist())
+
+
 def test_colours_change_a_little_and_grey_stays_grey():
-    grey = Image.new("RGB", (8, 8), (100, 100, 100))
-    red = Image.new("RGB", (8, 8), (200, 40, 40))
-    greys, hues = [], []
+    greys, hues, orders = [], [], set()
     for seed in range(200):
-        changed = np.asarray(jitter_colours(grey, np.random.default_rng(seed)))[0, 0]
-        assert changed.max() == changed.min()
-        greys.append(changed[0] / 100)
-        hue = np.asarray(jitter_colours(red, np.random.default_rng(seed)).convert("HSV"))[0, 0, 0]
-        hues.append((int(hue) + 128) % 256 - 128)
-    assert 0.78 <= min(greys) < 0.85 and 1.15 < max(greys) <= 1.21
-    assert -7 <= min(hues) <= -3 and 3 <= max(hues) <= 7  # 0.02 of 256 is 5
+        jitter = draw_jitter(np.random.default_rng(seed))
+        orders.add(jitter[:3])
+        red, green, blue = jittered((100, 100, 100), jitter)
+        assert red == pytest.approx(green) and red == pytest.approx(blue)
+        greys.append(red / 100)
+        hue = 360 * colorsys.rgb_to_hsv(*(value / 255 for value in jittered((200, 40, 40), jitter)))[0]
+        hues.append((hue + 180) % 360 - 180)
+    assert 0.8 <= min(greys) < 0.85 and 1.15 < max(greys) <= 1.2
+    assert -7.21 <= min(hues) <= -6 and 6 <= max(hues) <= 7.21  # 0.02 of 360 is 7.2
+    assert len(orders) == 6
+
+
+def test_each_change_of_colours_is_that_of_pillow():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    for factor in (0.8, 0.93, 1.2):
+        for name, enhance in (("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast)):
+            got = jitter_colours(pixels.clone(), NO_JITTER._replace(**{name: factor})).permute(1, 2, 0).numpy()
+            assert np.abs(got - np.asarray(enhance(image).enhance(factor))).max() <= 1.2  # Pillow cuts off fractions
+    both = jitter_colours(pixels.clone(), Jitter(1, 0, 2, 1.2, 0.8)).permute(1, 2, 0).numpy()
+    expected = ImageEnhance.Brightness(ImageEnhance.Contrast(image).enhance(0.8)).enhance(1.2)
+    assert np.abs(both - np.asarray(expected)).max() <= 2.5
+
+
+def test_the_samples_that_are_augmented_are_jittered_and_no_others(isic):
+    samples = train_set(isic, probability=0.4).dataset
+    draws = [samples[epoch, 0][2] for epoch in range(200)]
+    changed = sum(draw.tolist() != list(NO_JITTER) for draw in draws)
+    assert 60 <= changed <= 100
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8) + torch.tensor([10, 100, 200], dtype=torch.uint8).view(3, 1, 1)
+    finished = samples.finish(images, torch.tensor([NO_JITTER, Jitter(0, 1, 2, brightness=0.5)]))
+    assert finished[0, :, 0, 0].tolist() == pytest.approx([10 / 127.5 - 1, 100 / 127.5 - 1, 200 / 127.5 - 1], abs=1e-5)
+    assert finished[1, :, 0, 0].tolist() == pytest.approx([5 / 127.5 - 1, 50 / 127.5 - 1, 100 / 127.5 - 1], abs=1e-5)
 
 
 def test_the_embedded_sample_fits(tmp_path):
