@@ -14,7 +14,7 @@ def class_ids(logits: Tensor) -> Tensor:
 
     A logit above 0 is a probability above 0.5.
     """
-    return logits.argmax(dim=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+    return logits.max(dim=1).indices if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
 
 
 class ConfusionMatrix:

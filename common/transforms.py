@@ -6,6 +6,7 @@ Sizes are (height, width).
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -296,9 +297,7 @@ def chunks(height: int, width: int, device: torch.device) -> list[slice]:
 
 def normalize(images: Tensor, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Tensor:
     """[..., 3, H, W] uint8 or floating, 0 to 255 -> float32 of the same memory layout: (value / 255 - mean) / std."""
-    scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().to(images.device, non_blocking=True)
-    offset = (torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)).float()
-    offset = offset.to(images.device, non_blocking=True)
+    scale, offset = _scale_and_offset(mean, std, images.device)
     pixels = images.movedim(-3, -1)  # [..., H, W, 3]
     if not pixels.is_contiguous():
         return (images.float() * scale.view(3, 1, 1)).sub_(offset.view(3, 1, 1))
@@ -306,6 +305,13 @@ def normalize(images: Tensor, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Tensor:
     width = images.shape[-1]
     lines = (pixels.flatten(-2).float() * scale.repeat(width)).sub_(offset.repeat(width))
     return lines.unflatten(-1, (width, 3)).movedim(-1, -3)
+
+
+@cache
+def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """[3] each, float32: made once for each device, as a copy from the host would wait for it every time."""
+    mean, std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    return (1 / (255 * std)).float().to(device), (mean / std).float().to(device)
 
 
 def picture_to_input(picture: Image.Image, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Tensor:
