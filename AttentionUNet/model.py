@@ -17,6 +17,7 @@ from common import IGNORE_INDEX
 from common.backbone import plain_state_dict
 from common.errors import InputError
 from common.losses import at_least_float32, cross_entropy
+from common.upsampling import UpsampledConv2d
 
 # name -> (attention gates on the skip connections, recurrent residual units)
 ARCHS = {
@@ -38,6 +39,22 @@ class ConvBNReLU(nn.Sequential):
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
+
+
+class UpConv(nn.Sequential):
+    """The up-convolution of U-Net: enlargement by nearest neighbour, 3x3 convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(
+            UpsampledConv2d(in_channels, out_channels),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """x [B, in_channels, h, w] -> [B, out_channels, *size]."""
+        convolution, batch_norm, relu = self
+        return relu(batch_norm(convolution(x, size)))
 
 
 class DoubleConv(nn.Sequential):
@@ -103,13 +120,13 @@ class DecoderLevel(nn.Module):
 
     def __init__(self, channels: int, gated: bool, unit):
         super().__init__()
-        self.up = ConvBNReLU(2 * channels, channels)
+        self.up = UpConv(2 * channels, channels)
         self.gate = AttentionGate(channels) if gated else None
         self.conv = unit(2 * channels, channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x [B, 2 C, h, w], skip [B, C, 2 h, 2 w] -> [B, C, 2 h, 2 w]."""
-        x = self.up(F.interpolate(x, size=skip.shape[-2:], mode="nearest"))
+        x = self.up(x, skip.shape[-2:])
         if self.gate is not None:
             skip = self.gate(x, skip)
         return self.conv(torch.cat([skip, x], dim=1))

@@ -32,11 +32,13 @@ from common.checkpoint import (
     resume,
     save,
 )
+from common.compile import compiled
 from common.data import batches, steps_in_epoch, worker_count
 from common.device import data_parallel, launch, setup
 from common.errors import InputError
 from common.evaluate import evaluate, evaluate_only, validate
 from common.norm import synchronize_batch_norm
+from common.optimizer import fused_optimizer
 from common.predict import panel
 from common.profile import profiled
 from common.runlog import RunLog, case_name, check_output_dir, finished_result
@@ -49,7 +51,7 @@ DECAY_EPOCHS = 70  # the original's
 
 def main(args) -> dict:
     """The whole run; returns what is written to result.json."""
-    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32)
+    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last)
     workers = worker_count(args.workers, world)
     opt_level = effective_opt_level(args.amp, args.opt_level, world)
     if args.evaluate:
@@ -61,13 +63,14 @@ def main(args) -> dict:
     notes = [f"continuing from {checkpoint}"] if checkpoint else initialize(model, args)
     if args.sync_bn:
         synchronize_batch_norm(model, world)
-    model.to(world.device)
-    optimizer = torch.optim.Adam(
+    model.to(world.device, memory_format=world.memory_format)
+    optimizer = fused_optimizer(
+        torch.optim.Adam,
         model.parameters(),
+        world,
         lr=args.lr,
         betas=(args.beta1, args.beta2),
         weight_decay=args.weight_decay,
-        fused=world.device.type in ("cpu", "cuda"),  # skips a step that is not finite without the host waiting for it
     )
     amp = Amp(model, optimizer, opt_level, args.loss_scale, world, args.amp_dtype)
     device_batch_size = images_of_one_device(args, world.size)
@@ -75,7 +78,13 @@ def main(args) -> dict:
     first_step, best = 0, None
     if checkpoint:
         first_step, best = resume(read_resumable(checkpoint, model, images_per_step), optimizer, amp)
-    parallel = data_parallel(model, world)
+    training_network = model
+    if args.compile:
+        training_network, note = compiled(
+            model, world, (device_batch_size, 3, args.image_size, args.image_size), amp.autocast
+        )
+        notes.append(note)
+    parallel = data_parallel(training_network, world)
 
     steps_per_epoch = steps_in_epoch(train_set, images_per_step)
     total_steps = min(args.max_steps or sys.maxsize, args.epochs * steps_per_epoch)
@@ -124,7 +133,7 @@ def main(args) -> dict:
 def score(args, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on --eval_split."""
     data_set = build_eval_set(args.data_path, args.image_size, args.eval_split, args.cache)
-    model = trained_model(args).to(world.device)
+    model = trained_model(args).to(world.device, memory_format=world.memory_format)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(
         args.output_dir, world, 0, 1, images_per_step, vars(args) | model.options,

@@ -17,6 +17,7 @@ from common import IGNORE_INDEX
 from common.backbone import ResNet, find_imagenet, plain_state_dict
 from common.errors import InputError
 from common.losses import at_least_float32, upsampled_cross_entropy
+from common.upsampling import UpsampledConv2d
 
 
 class Widths(NamedTuple):
@@ -79,6 +80,20 @@ class ConvBNReLU(ConvBN):
         return F.relu(super().forward(x), inplace=True)
 
 
+class UpConvBNReLU(nn.Module):
+    """Enlargement by nearest neighbour, then `ConvBNReLU` with a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = UpsampledConv2d(channels, channels, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """x [B, channels, h, w] -> [B, channels, *size]."""
+        return F.relu(self.bn(self.conv(x, size)), inplace=True)
+
+
 class SpatialPath(nn.Module):
     """Three convolutions of stride 2, and here a 1x1 convolution behind them ("Spatial path")."""
 
@@ -123,17 +138,17 @@ class ContextPath(nn.Module):
         self.backbone = ResNet(backbone, zero_init_residual=True)
         self.arm16 = AttentionRefinement(width16, width)
         self.arm32 = AttentionRefinement(width32, width)
-        self.conv_head16 = ConvBNReLU(width, width, kernel_size=3)
-        self.conv_head32 = ConvBNReLU(width, width, kernel_size=3)
+        self.conv_head16 = UpConvBNReLU(width)
+        self.conv_head32 = UpConvBNReLU(width)
         self.global_conv = ConvBNReLU(width32, width, kernel_size=1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] -> context at 1/8 and at 1/16 of the image, both with the width of the path."""
         _, eighth, sixteenth, last = self.backbone(images)  # layer2 to layer4 at 1/8, 1/16 and 1/32
         context = self.arm32(last) + self.global_conv(F.adaptive_avg_pool2d(last, 1))  # + [B, width, 1, 1]
-        context16 = self.conv_head32(F.interpolate(context, size=sixteenth.shape[-2:], mode="nearest"))
+        context16 = self.conv_head32(context, sixteenth.shape[-2:])
         context = self.arm16(sixteenth) + context16
-        context8 = self.conv_head16(F.interpolate(context, size=eighth.shape[-2:], mode="nearest"))
+        context8 = self.conv_head16(context, eighth.shape[-2:])
         return context8, context16
 
 

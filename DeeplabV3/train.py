@@ -28,12 +28,14 @@ from common.checkpoint import (
     save,
 )
 from common.cityscapes import CLASS_NAMES, NUM_CLASSES, PALETTE, check_pairs
+from common.compile import compiled
 from common.data import batches, steps_in_epoch, worker_count
 from common.device import data_parallel, launch, setup
 from common.errors import InputError
 from common.evaluate import evaluate_only, validate
 from common.metrics import ConfusionMatrix
 from common.norm import synchronize_batch_norm
+from common.optimizer import fused_optimizer
 from common.predict import panel
 from common.profile import profiled
 from common.runlog import RunLog, case_name, check_output_dir, finished_result
@@ -48,7 +50,7 @@ REPORTED_SCORES = {"Train Accuracy": "pixel_accuracy", "mIoU": "miou"}  # the or
 def main(args) -> dict:
     """The whole run; returns what is written to result.json."""
     args.backbone = chosen_backbone(args)
-    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32)
+    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last)
     workers = worker_count(args.workers, world)
     opt_level = effective_opt_level(args.amp, args.opt_level, world)
     train_set, val_set = datasets(args)
@@ -60,20 +62,25 @@ def main(args) -> dict:
     notes = [f"continuing from {checkpoint}"] if checkpoint else initialize(model, args)
     if args.sync_bn:
         synchronize_batch_norm(model, world)
-    model.to(world.device)
-    optimizer = torch.optim.SGD(
+    model.to(world.device, memory_format=world.memory_format)
+    optimizer = fused_optimizer(
+        torch.optim.SGD,
         model.parameters(),
+        world,
         lr=args.lr,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
-        fused=world.device.type in ("cpu", "cuda"),  # skips a step that is not finite without the host waiting for it
     )
     amp = Amp(model, optimizer, opt_level, args.loss_scale, world, args.amp_dtype)
     images_per_step = args.device_batch_size * world.size
     first_step, best = 0, None
     if checkpoint:
         first_step, best = resume(read_resumable(checkpoint, model, images_per_step), optimizer, amp)
-    parallel = data_parallel(model, world)
+    training_network = model
+    if args.compile:
+        training_network, note = compiled(model, world, (args.device_batch_size, 3, *args.crop_size), amp.autocast)
+        notes.append(note)
+    parallel = data_parallel(training_network, world)
 
     steps_per_epoch = steps_in_epoch(train_set, images_per_step)
     schedule_steps = args.epochs * steps_per_epoch if args.epochs else args.total_steps
@@ -115,7 +122,7 @@ def main(args) -> dict:
 
 def score(args, val_set, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on the validation set."""
-    model = trained_model(args).to(world.device)
+    model = trained_model(args).to(world.device, memory_format=world.memory_format)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(
         args.output_dir, world, 0, 1, images_per_step, vars(args) | model.options,

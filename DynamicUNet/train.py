@@ -27,11 +27,13 @@ from common.checkpoint import (
     resume,
     save,
 )
+from common.compile import compiled
 from common.data import batches, steps_in_epoch, worker_count
 from common.device import data_parallel, launch, setup
 from common.evaluate import evaluate_only, validate
 from common.metrics import ConfusionMatrix
 from common.norm import synchronize_batch_norm
+from common.optimizer import fused_optimizer
 from common.predict import panel
 from common.profile import profiled
 from common.runlog import RunLog, case_name, check_output_dir, finished_result
@@ -46,7 +48,7 @@ POWER = 0.9  # of the falling learning rate
 
 def main(args) -> dict:
     """The whole run; returns what is written to result.json."""
-    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32)
+    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last)
     workers = worker_count(args.workers, world)
     opt_level = effective_opt_level(mixed_precision(args), args.opt_level, world)
     train_set, val_set = datasets(args)
@@ -58,20 +60,25 @@ def main(args) -> dict:
     notes = [f"continuing from {checkpoint}"] if checkpoint else initialize(model, args)
     if args.sync_bn:
         synchronize_batch_norm(model, world)
-    model.to(world.device)
+    model.to(world.device, memory_format=world.memory_format)
     lr = args.lr * (world.size if args.scale_lr else 1)
-    optimizer = torch.optim.SGD(
+    optimizer = fused_optimizer(
+        torch.optim.SGD,
         parameter_groups(model, lr, args.encoder_lr_factor, args.head_lr_factor),
+        world,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
-        fused=world.device.type in ("cpu", "cuda"),  # skips a step that is not finite without the host waiting for it
     )
     amp = Amp(model, optimizer, opt_level, args.loss_scale, world, args.amp_dtype)
     images_per_step = args.device_batch_size * world.size
     first_step, best = 0, None
     if checkpoint:
         first_step, best = resume(read_resumable(checkpoint, model, images_per_step), optimizer, amp)
-    parallel = data_parallel(model, world)
+    training_network = model
+    if args.compile:
+        training_network, note = compiled(model, world, (args.device_batch_size, 3, *args.crop_size), amp.autocast)
+        notes.append(note)
+    parallel = data_parallel(training_network, world)
 
     steps_per_epoch = steps_in_epoch(train_set, images_per_step)
     total_steps = min(args.max_steps or sys.maxsize, args.epochs * steps_per_epoch)
@@ -112,7 +119,7 @@ def main(args) -> dict:
 
 def score(args, val_set, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on the validation set."""
-    model = trained_model(args).to(world.device)
+    model = trained_model(args).to(world.device, memory_format=world.memory_format)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(
         args.output_dir, world, 0, 1, images_per_step, vars(args) | model.options,

@@ -122,8 +122,9 @@ class ICNet(nn.Module):
         quarter = self.backbone(resize(images, (height // 4, width // 4)))[-1]  # [B, 2048, H/32, W/32]
         fused, sixteenth = self.cff_24(self.pyramid_pooling(quarter), half)  # [B, 128, H/16, W/16]
         fused, eighth = self.cff_12(fused, self.full_branch(images))  # [B, 128, H/8, W/8]
-        fused = resize(fused, (2 * fused.shape[-2], 2 * fused.shape[-1]))  # [B, 128, H/4, W/4]
-        return self.classifier(fused), eighth, sixteenth
+        # Classes of the enlarged features: a 1x1 convolution and a resizing commute, and 19 channels are less than 128.
+        quarter_logits = resize(self.classifier(fused), (2 * fused.shape[-2], 2 * fused.shape[-1]))
+        return quarter_logits, eighth, sixteenth
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor] | Tensor:
         """images [B, 3, H, W] -> in training the logits of `heads`; else the first of them at the size of the images.

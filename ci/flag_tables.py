@@ -51,6 +51,8 @@ CHINESE = {
     "master_port": "0 号机器上的空闲端口",
     "seed": "样本打乱、数据增强和初始权重的随机种子",
     "deterministic": "只用结果可复现的算子（较慢）",
+    "channels_last": "图像和特征在内存中按像素存放各通道；默认在 CPU 和 CUDA 上开启，在 NPU 上关闭",
+    "compile": "训练时编译网络（torch.compile）",
     "evaluate": "在验证集上评测 `--checkpoint`，不训练",
     "checkpoint": "`--evaluate` 要评测的权重，本仓库或参考实现的均可",
     "validate": "训练过程中做评测",

@@ -172,6 +172,11 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "local_rank": (int, "given by old launchers, which set LOCAL_RANK too: that is what counts"),
         "seed": (_seed, "seed of the shuffling, the augmentation and the initial weights"),
         "deterministic": (bool, "repeatable operators only (slower)"),
+        "channels_last": (
+            bool,
+            "images and features with the channels of a pixel side by side; default: on for CPU and CUDA, off for NPU",
+        ),
+        "compile": (bool, "compile the network for training (torch.compile)"),
     },
     "evaluation": {
         "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
@@ -217,6 +222,8 @@ RUN: dict[str, object] = {
     "local_rank": None,
     "seed": 0,
     "deterministic": False,
+    "channels_last": None,  # on for CPU and CUDA; an NPU has no kernels for it
+    "compile": False,
     "evaluate": False,
     "checkpoint": "",
     "validate": True,

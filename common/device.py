@@ -25,6 +25,9 @@ from common.errors import Diverged, InputError
 
 # device type -> communication backend of torch.distributed
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+# Parameters of mallopt(3), and the values at which glibc's own adaptation of them ends.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+GLIBC_TRIM_BYTES, GLIBC_MMAP_BYTES = 64 << 20, 32 << 20
 # Set for the processes that `launch` starts: their arguments have been checked already.
 CHECKED = "SEGMENTATION_ZOO_CHECKED"
 
@@ -269,19 +272,28 @@ def setup(
     seed: int = 0,
     deterministic: bool = False,
     hf32: bool | None = None,
+    channels_last: bool | None = None,
 ) -> World:
     """Choose this process's device, join the others when started by torchrun, and seed every generator.
 
     With `deterministic`, operators that have a repeatable form use it (slower); where one has none, torch warns.
     On the CPU two runs are then equal bit for bit. `hf32` allows (or forbids) HF32 on NPU and TF32 on CUDA in float32
-    convolutions and matrix products; None leaves what the device does by itself. Raises InputError when there is no
-    device for this process.
+    convolutions and matrix products; None leaves what the device does by itself. `channels_last` is the layout of
+    images, features and weights; None takes it where there are kernels for it, on CPU and CUDA. Raises InputError when
+    there is no device for this process, and for a layout that the device has not.
     """
     device_type = find_device_type(kind)
+    channels_last = device_type != "npu" if channels_last is None else channels_last
+    if channels_last and device_type == "npu":
+        raise InputError(
+            "--channels_last is on, and an NPU takes contiguous tensors alone; leave the flag out, "
+            "or give --no_channels_last"
+        )
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device_type == "cpu":
         device = torch.device("cpu")
+        keep_freed_memory()
     else:
         available = device_count(device_type)
         indices = device_list or range(available)
@@ -310,7 +322,23 @@ def setup(
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  for libraries that draw from the global generator; ours have their own
     torch.manual_seed(seed)  # the same on every rank: the same initial weights
-    return World(device, rank, size)
+    return World(device, rank, size, channels_last)
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Have malloc keep freed blocks of whatever size for the next tensor; or, not `keep`, as it does by itself.
+
+    glibc gives each block above 32 MiB back to the system when it is freed. A training step frees and takes the same
+    hundreds of blocks as the one before it, and their pages are then cleared anew each time, which is a tenth of the
+    step of a network with large features. What a process holds is then its highest need. Nothing happens where the C
+    library has no such setting.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30 if keep else GLIBC_MMAP_BYTES)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else GLIBC_TRIM_BYTES)  # the largest int there is
 
 
 def data_parallel(model: nn.Module, world: World) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
@@ -33,7 +34,41 @@ def upsampled_cross_entropy(
 ) -> Tensor:
     """`cross_entropy` of logits [B, C, h, w] that are first resized to the labels [B, H, W], bilinearly.
 
-    Corners are not aligned.
+    Corners are not aligned. The gradient is found together with the loss, one image after another: of tensors
+    [C, H, W] there are two at a time, where a graph of operators holds four for each image. No second derivative.
     """
-    logits = F.interpolate(at_least_float32(logits), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    return cross_entropy(logits, labels, ignore_index, over_all_pixels)
+    counted = labels != ignore_index
+    divisor = labels.numel() if over_all_pixels else counted.sum().clamp(min=1)
+    weights = counted.to(torch.promote_types(logits.dtype, torch.float32))
+    return _UpsampledCrossEntropy.apply(logits, torch.where(counted, labels, 0), weights) / divisor
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """The weighted sum over the pixels of the batch; its gradient to the small logits is kept for the way back.
+
+    logits [B, C, h, w], labels [B, H, W] in [0, C), weights [B, H, W] float32 (float64 for float64 logits).
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        total, gradients = 0, []
+        for small, label, weight in zip(logits.detach().split(1), labels[:, None].split(1), weights, strict=True):
+            # contiguous, as the softmax wants it: turning the large logits round would cost more
+            small = at_least_float32(small).contiguous().requires_grad_(ctx.needs_input_grad[0])
+            with torch.enable_grad():
+                large = F.interpolate(small, size=label.shape[-2:], mode="bilinear", align_corners=False)
+            log_probabilities = F.log_softmax(large.detach(), dim=1)
+            true = log_probabilities.gather(1, label)  # [1, 1, H, W]
+            total = total - (true[0, 0] * weight).sum()
+            if small.requires_grad:
+                gradient = log_probabilities.exp_().scatter_(1, label, true.exp_() - 1).mul_(weight)
+                gradients += torch.autograd.grad(large, small, gradient)
+        # float32 also for 16-bit logits: divided by the number of pixels, most of a gradient would be 0 there
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = logits.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, factor: Tensor) -> tuple[Tensor, None, None]:
+        return (torch.cat(ctx.saved_tensors) * factor).to(ctx.dtype), None, None

@@ -1,5 +1,6 @@
 """common/device.py: which device, how many processes, and with which exit code a run ends."""
 
+import ctypes
 import os
 import random
 import signal
@@ -200,12 +201,70 @@ def test_setup_seeds_every_generator():
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002  the global generator is what is seeded
 
-    assert setup("cpu", seed=3) == World(torch.device("cpu"), 0, 1)
+    assert setup("cpu", seed=3) == World(torch.device("cpu"), 0, 1, channels_last=True)
     first = draw()
     setup("cpu", seed=3)
     assert draw() == first
     setup("cpu", seed=4)
     assert not set(draw()) & set(first)
+
+
+@pytest.mark.parametrize("given, expected", [(None, True), (True, True), (False, False)])
+def test_layout_on_the_cpu(given, expected):
+    assert setup("cpu", channels_last=given).channels_last is expected
+
+
+def test_layout_on_an_npu(monkeypatch):
+    """An NPU refuses channels_last, so that it is off by itself there, and asking for it is an error."""
+    install_npu(monkeypatch, 1)
+    monkeypatch.setattr(torch, "device", lambda *parts: ":".join(map(str, parts)))
+    assert setup("npu").memory_format == torch.contiguous_format
+    assert setup("npu", channels_last=False).memory_format == torch.contiguous_format
+    with pytest.raises(InputError, match="--channels_last is on, and an NPU takes contiguous tensors alone"):
+        setup("npu", channels_last=True)
+
+
+def test_formats_of_the_layouts():
+    assert World(torch.device("cpu")).memory_format == torch.contiguous_format
+    assert World(torch.device("cpu"), channels_last=True).memory_format == torch.channels_last
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of the C library")
+@pytest.mark.parametrize("keep", [True, False])
+def test_malloc_keeps_big_blocks_or_gives_them_back(monkeypatch, keep):
+    calls = {}
+    library = SimpleNamespace(mallopt=lambda parameter, value: calls.update({parameter: value}))
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: library)
+    device.keep_freed_memory(keep)
+    trim, mmap = calls[-1], calls[-3]  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    assert (trim > 2**30 and mmap >= 2**30) if keep else (trim, mmap) == (64 * 2**20, 32 * 2**20)
+    assert max(calls.values()) < 2**31  # mallopt takes an int
+
+
+def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: SimpleNamespace())
+    device.keep_freed_memory()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_a_freed_block_is_taken_again_without_asking_the_system():
+    """Page faults of a process that frees and takes 256 MiB five times."""
+    code = (
+        "import resource, sys, torch\n"
+        "from common.device import keep_freed_memory\n"
+        "keep_freed_memory(sys.argv[1] == 'keep')\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): torch.ones(2**26)\n"  # until there is room between what else lives
+        "before = faults()\n"
+        "for _ in range(5): torch.ones(2**26)\n"
+        "print(faults() - before)\n"
+    )
+    faults = {}
+    for word in ("keep", "return"):
+        done = subprocess.run([sys.executable, "-c", code, word], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        faults[word] = int(done.stdout)
+    assert faults["return"] > 100 + 5 * faults["keep"]  # 256 MiB are 128 pages where they are huge, else 65536
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -19,11 +19,23 @@ import pytest
 import common.predict
 from ci.tests.folders import FOLDERS, ROOT, module
 from common.args import FLAGS, format_value, parse_args
+from common.tools import benchmark, cache
 from common.tools.complexity import complexity_of
 
 LANGUAGES = ("README.md", "README.zh.md")
-PLACES = [ROOT, *(ROOT / folder for folder in FOLDERS)]
-DOCUMENTS = [place / name for place in PLACES for name in LANGUAGES]
+ENGLISH = sorted(
+    path
+    for place in (ROOT, ROOT / "docs", *(ROOT / folder for folder in FOLDERS))
+    for path in place.glob("*.md")
+    if not path.name.endswith(".zh.md")
+)
+
+
+def in_chinese(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.zh.md")
+
+
+DOCUMENTS = [path for english in ENGLISH for path in (english, in_chinese(english))]
 NOT_OURS = {"output", "data", "pretrained"}  # folders that git ignores; so it does those that begin with a dot
 SHELLS = {"bash", "sh", "shell"}
 HTML = {"a", "br", "details", "em", "img", "p", "picture", "source", "sub", "summary", "sup"}  # what a README may use
@@ -38,7 +50,7 @@ NUMBER = re.compile(r"-?[A-Za-z_]*\d+(?:[.,]\d+)*", re.ASCII)  # 26,249,376, 68.
 # anywhere with two slashes, and with one where a word begins
 ABSOLUTE_PATH = re.compile(r"(?<![\w.~/<>*{}\])-])/([a-z]\w*)(?=/)|(?<![^\s`\"'=(])/([a-z]\w*)", re.ASCII)
 
-each_place = pytest.mark.parametrize("place", PLACES, ids=lambda path: path.name if path != ROOT else "root")
+each_english = pytest.mark.parametrize("path", ENGLISH, ids=lambda path: str(path.relative_to(ROOT)))
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -139,8 +151,8 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line[1:-1])]
 
 
-def both(place: Path) -> list[Document]:
-    return [Document(place / name) for name in LANGUAGES]
+def both(path: Path) -> list[Document]:
+    return [Document(path), Document(in_chinese(path))]
 
 
 def code_in(text: str) -> set[str]:
@@ -167,23 +179,23 @@ def test_the_table_of_models_lists_each_with_its_numbers(name):
 # ---- one text in two languages
 
 
-@each_place
-def test_blocks_of_code_are_the_same(place):
-    english, chinese = both(place)
+@each_english
+def test_blocks_of_code_are_the_same(path):
+    english, chinese = both(path)
     assert english.fences
     assert chinese.fences == english.fences
 
 
-@each_place
-def test_headings_are_of_the_same_levels(place):
-    english, chinese = ([level for level, _ in document.headings] for document in both(place))
+@each_english
+def test_headings_are_of_the_same_levels(path):
+    english, chinese = ([level for level, _ in document.headings] for document in both(path))
     assert english == chinese
     assert english[0] == 1 and len(english) > 4
 
 
-@each_place
-def test_tables_have_the_same_numbers_and_names(place):
-    english, chinese = both(place)
+@each_english
+def test_tables_have_the_same_numbers_and_names(path):
+    english, chinese = both(path)
     assert len(english.tables) == len(chinese.tables) > 0
     for table, table_zh in zip(english.tables, chinese.tables, strict=True):
         assert len(table) == len(table_zh), f"{table[0]} and {table_zh[0]}"
@@ -193,10 +205,10 @@ def test_tables_have_the_same_numbers_and_names(place):
             assert code_in(" ".join(row)) <= code_in(" ".join(row_zh)), f"{row} and {row_zh}"
 
 
-@each_place
-def test_sections_have_the_same_numbers_and_names(place):
+@each_english
+def test_sections_have_the_same_numbers_and_names(path):
     """Of numbers those that nobody writes in words: with two digits or more."""
-    english, chinese = both(place)
+    english, chinese = both(path)
     for text, text_zh in zip(english.sections, chinese.sections, strict=True):
         assert long_numbers(text) == long_numbers(text_zh), f"{text}\n{text_zh}"
         assert code_in(text) == code_in(text_zh), f"{text}\n{text_zh}"
@@ -208,16 +220,17 @@ def long_numbers(text: str) -> list[str]:
     return sorted(number for number in NUMBER.findall(text) if sum(map(str.isdigit, number)) > 1)
 
 
-@each_place
-def test_links_lead_to_the_same_places(place):
+@each_english
+def test_links_lead_to_the_same_places(path):
     """To the other language at the top, and from then on to documents of the same language."""
-    english, chinese = both(place)
-    assert english.links()[0] == "README.zh.md" and chinese.links()[0] == "README.md"
+    english, chinese = both(path)
+    assert english.links()[0] == in_chinese(path).name and chinese.links()[0] == path.name
     assert sorted(map(heading_number, english.links(), itertools.repeat(english))) == sorted(
         map(heading_number, chinese.links(), itertools.repeat(chinese))
     )
-    for document, other in ((english, "README.zh.md"), (chinese, "README.md")):
-        assert not [link for link in document.links()[1:] if Path(link.partition("#")[0]).name == other]
+    names = [[Path(link.partition("#")[0]).name for link in document.links()[1:]] for document in (english, chinese)]
+    assert not [name for name in names[0] if name.endswith(".zh.md")]
+    assert not [name for name in names[1] if name.endswith(".md") and not name.endswith(".zh.md")]
 
 
 def heading_number(link: str, document: Document) -> str:
@@ -228,9 +241,9 @@ def heading_number(link: str, document: Document) -> str:
     return f"{file.replace('.zh.md', '.md')}#{number}"
 
 
-@each_place
-def test_each_text_is_in_its_language(place):
-    english, chinese = ("".join(document.sections) for document in both(place))
+@each_english
+def test_each_text_is_in_its_language(path):
+    english, chinese = ("".join(document.sections) for document in both(path))
     assert sum(map(is_chinese, chinese)) > 100
     assert sum(map(is_chinese, english)) <= len("中文")
 
@@ -326,9 +339,10 @@ def test_the_table_of_flags_is_that_of_the_presets(folder, name):
 @each_document
 def test_flags_in_the_text_exist(path):
     """In `--flag` and `--flag=a|b` of the text, and in the comments of shell blocks."""
-    folders = FOLDERS if path.parent == ROOT else [path.parent.name]
+    folders = [path.parent.name] if path.parent.name in FOLDERS else FOLDERS
     train = {name for folder in folders for name in train_flags(folder)}
     known = train | {name for folder in folders for name in vars(parse_predict(folder, PREDICT))}
+    known |= set(vars(benchmark.parse(["data", "--model", "ICNet"])[1])) if folders is FOLDERS else set()
     document = Document(path)
     blocks = [fence.content for fence in document.fences if fence.language in SHELLS]
     comments = [line.partition("#")[2] for block in blocks for line in block.splitlines()]
@@ -366,6 +380,7 @@ def accepts(folder: str, argv: tuple[str, ...]) -> bool:
 
 # ---- commands
 
+PARSERS = {"benchmark.py": benchmark.parse, "cache.py": cache.parse}
 PREDICT = ["--checkpoint=best.pt", "--input=pictures", "--output=results"]
 
 
@@ -394,6 +409,9 @@ def script_of(folder: Path, before: str, word: str) -> Path | None:
 def check_arguments(script: Path, argv: list[str], line: str) -> None:
     """Let the parser that would read the arguments of the script read them."""
     name, owner = script.name, script.parent
+    if owner == ROOT / "common" / "tools" and name in ("benchmark.py", "cache.py"):
+        parse(None, argv, line, lambda _, argv: PARSERS[name](argv))
+        return
     if owner == ROOT / "ci" and name in ("quickstart.sh", "quickstart.py", "smoke.py"):
         folder = argv.pop(0) if argv and not argv[0].startswith("-") else "ICNet"
         argv = ["--preset", "quickstart", *argv]

@@ -20,14 +20,13 @@ from common.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def model_argument(parser: Parser, argv: list[str] | None = None) -> tuple[Namespace, list[str]]:
-    """Parse `--model NAME`, and whatever else `parser` knows; returns that, and the flags that are left for train.py.
-
-    argv: the command line; without it, that of the process.
-    """
+def parse(argv: list[str] | None = None) -> tuple[str, Namespace]:
+    """The name of the model's folder, and the values of its train.py. argv: without it, those of the process."""
     models = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, choices=models, help="the folder whose train.py takes the flags")
-    return parser.parse_known_args(argv)
+    own, rest = parser.parse_known_args(argv)
+    return own.model, parse_args(importlib.import_module(f"{own.model}.presets"), rest)
 
 
 def fill(datasets: list, workers: int) -> None:
@@ -52,14 +51,12 @@ def _keep(job: tuple) -> None:
         raise InputError(f"--cache {read.folder} cannot be written any more; free some space and start again")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    chosen, rest = model_argument(parser, argv)
-    args = parse_args(importlib.import_module(f"{chosen.model}.presets"), rest)
+def main() -> None:
+    model, args = parse()
     with exit_codes():
         if not args.cache:
             raise InputError("no --cache; name the folder for the decoded pictures")
-        datasets = [dataset for dataset in importlib.import_module(f"{chosen.model}.train").datasets(args) if dataset]
+        datasets = [dataset for dataset in importlib.import_module(f"{model}.train").datasets(args) if dataset]
         check_cache(args.cache, datasets)
         fill(datasets, cpu_cores() if args.workers == "auto" else max(1, args.workers))
         size = sum(path.stat().st_size for path in Path(args.cache).glob(f"*{SUFFIX}"))

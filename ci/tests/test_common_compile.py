@@ -1,0 +1,108 @@
+"""common/compile.py: a compiled network trains as the plain one, and one that cannot be compiled trains too."""
+
+import shutil
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from common.compile import compiled
+from common.device import World
+
+WORLD = World(torch.device("cpu"), channels_last=True)
+SHAPE = (2, 3, 8, 10)
+
+
+class Network(nn.Module):
+    """Convolution, batch norm, dropout; logits in a tuple while it trains, as the networks here give them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv, self.bn, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
+        self.dropout = nn.Dropout2d(0.5)
+
+    def forward(self, images):
+        logits = self.last(self.dropout(torch.relu(self.bn(self.conv(images)))))
+        return (logits,) if self.training else logits
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def no_compiler(model, **_):
+    """What torch.compile gives where its backend fails at the first step, half-way through the network."""
+
+    def forward(images):
+        model.bn(model.conv(images))
+        torch.rand(3)
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in\n('g++',)")
+
+    network = nn.Module()
+    network.forward = forward
+    return network
+
+
+def test_without_a_compiler_one_line_and_the_same_network(monkeypatch):
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    model = Network()
+    before, drawn = state(model), torch.get_rng_state()
+    network, note = compiled(model, WORLD, SHAPE, nullcontext)
+    assert network is model
+    assert note.startswith("--compile is left out") and "No working C++ compiler found" in note and "\n" not in note
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_error_on_the_way_back_counts_too(monkeypatch):
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise RuntimeError("no backend for the backward pass: " + 500 * "x")
+
+    def compile(model, **_):
+        network = nn.Module()
+        network.forward = lambda images: tuple(Fails.apply(output) for output in model(images))
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model = Network()
+    network, note = compiled(model, WORLD, SHAPE, nullcontext)
+    assert network is model and "no backend for the backward pass" in note and len(note) < 250
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_compiled_step_is_the_plain_one(layout):
+    """Loss, gradients and statistics to the rounding of float32; names and evaluation are those of the network."""
+    model, plain = Network(), Network()
+    for network in (model, plain):
+        network.dropout.p = 0.0
+        network.to(memory_format=layout)
+    before = state(model)
+    world = World(torch.device("cpu"), channels_last=layout == torch.channels_last)
+    network, note = compiled(model, world, SHAPE, nullcontext)
+    assert note == "the network is compiled" and network is not model
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    images = torch.randn(SHAPE).contiguous(memory_format=layout)
+    for step in range(2):
+        (ours,), (theirs,) = network(images), plain(images)
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5), step
+        for outputs in (ours, theirs):
+            outputs.square().mean().backward()
+    for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
+    for (name, one), other in zip(model.named_buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6), name
+    model.eval(), plain.eval()
+    other_size = torch.randn(1, 3, 5, 7)
+    assert torch.allclose(model(other_size), plain(other_size), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,67 @@
+"""common/optimizer.py: one pass over the weights, whatever lies how in memory."""
+
+import pytest
+import torch
+from torch import nn
+
+from ci.tests.common_workers import world
+from common.device import World
+from common.optimizer import fused_optimizer
+
+KINDS = [(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}), (torch.optim.Adam, {"weight_decay": 0.01})]
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def layer(layout) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(4, 6, 3).to(memory_format=layout)
+
+
+def steps(optimizer, model: nn.Conv2d, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for parameter in model.parameters():
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("device_type, fused", [("cpu", True), ("cuda", True), ("npu", False)])
+def test_where_there_are_fused_kernels(device_type, fused):
+    taken = {}
+
+    class Recorded(torch.optim.SGD):
+        def __init__(self, parameters, **options):
+            taken.update(options)
+            super().__init__(parameters, lr=options["lr"])
+
+    device = torch.device("cpu") if device_type == "npu" else torch.device(device_type)
+    world = World(device)
+    if device_type == "npu":
+        world = type("Npu", (), {"device": type("Device", (), {"type": "npu"})})
+    fused_optimizer(Recorded, layer(torch.contiguous_format).parameters(), world, lr=0.1)
+    assert taken == {"fused": fused, "lr": 0.1}
+
+
+@pytest.mark.parametrize("saved", LAYOUTS, ids=str)
+@pytest.mark.parametrize("loaded", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kind, options", KINDS, ids=["SGD", "Adam"])
+def test_momentum_continues_in_another_layout(kind, options, loaded, saved):
+    """A checkpoint of a run with one layout, continued with another: as one run that updates tensor by tensor."""
+    before, after = layer(saved), layer(loaded)
+    first = fused_optimizer(kind, before.parameters(), world(), lr=0.1, **options)
+    steps(first, before, 2, seed=1)
+    after.load_state_dict(before.state_dict())
+    second = fused_optimizer(kind, after.parameters(), world(), lr=0.1, **options)
+    second.load_state_dict(first.state_dict())
+    steps(second, after, 2, seed=2)
+
+    plain = layer(torch.contiguous_format)
+    optimizer = kind(plain.parameters(), lr=0.1, fused=False, foreach=False, **options)
+    steps(optimizer, plain, 2, seed=1)
+    steps(optimizer, plain, 2, seed=2)
+    for ours, theirs in zip(after.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+    for parameter, state in second.state.items():
+        momentum = [value for value in state.values() if value.shape == parameter.shape]
+        assert momentum and all(value.stride() == parameter.stride() for value in momentum)

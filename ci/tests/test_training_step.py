@@ -1,0 +1,93 @@
+"""The training step of every folder against its plain form (common/tools/plain.py), which uses none of what makes it
+fast."""
+
+import copy
+import importlib
+import inspect
+from argparse import Namespace
+
+import pytest
+import torch
+
+from ci.tests.folders import FOLDERS
+from ci.tests.operators import Operators
+from common.amp import Amp
+from common.device import World
+from common.optimizer import fused_optimizer
+from common.tools.plain import plain_loss, plain_network, plain_training
+
+pytestmark = pytest.mark.parametrize("folder", FOLDERS)
+
+
+class Case:
+    """A folder's tiny network without dropout, its values, and a batch with ignored pixels."""
+
+    def __init__(self, folder: str, dtype=torch.float32, channels_last: bool = True):
+        self.folder = folder
+        self.module = importlib.import_module(f"{folder}.model")
+        self.args = Namespace(**importlib.import_module(f"{folder}.presets").PRESETS["tiny"])
+        self.args.lr, self.args.weight_decay = 1e-3, 1e-2
+        known = inspect.signature(self.module.build_model).parameters
+        torch.manual_seed(0)
+        options = {name: value for name, value in vars(self.args).items() if name in known}
+        self.model = self.module.build_model(**options).to(dtype).train()
+        for layer in self.model.modules():
+            if isinstance(layer, torch.nn.Dropout2d):
+                layer.p = 0.0
+        self.world = World(torch.device("cpu"), channels_last=channels_last)
+        classes = max(2, self.model.options["num_classes"])
+        self.images = torch.randn(2, 3, 64, 96, dtype=dtype)
+        self.target = torch.randint(0, classes, (2, 64, 96))
+        self.target[torch.rand(self.target.shape) < 0.2] = 255
+
+    def loss(self, model, images) -> torch.Tensor:
+        options = {"avg_non_ignore": self.args.avg_non_ignore} if hasattr(self.args, "avg_non_ignore") else {}
+        return self.module.training_loss(model(images), self.target, **options)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_loss_and_gradients_are_those_of_the_plain_form(folder, channels_last):
+    """In float64, where what is left of a difference is no rounding."""
+    case = Case(folder, torch.float64, channels_last)
+    plain = plain_network(case.model)
+    model = case.model.to(memory_format=case.world.memory_format)
+    ours = case.loss(model, case.images.contiguous(memory_format=case.world.memory_format))
+    theirs = plain_loss(folder, plain(case.images), case.target, case.args)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    ours.backward()
+    theirs.backward()
+    gradients = {name.replace("last_classifier.", "classifier."): p.grad for name, p in plain.named_parameters()}
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, gradients[name], rtol=1e-7, atol=1e-9 * largest), name
+
+
+def test_a_whole_step_is_the_plain_one(folder):
+    """What train.py does with a batch, layout, fused optimizer and loss scaling included, three times."""
+    case = Case(folder, torch.float64)
+    step = plain_training(folder, case.model, case.args)
+    model = copy.deepcopy(case.model).to(memory_format=case.world.memory_format)
+    kind, options = (
+        (torch.optim.Adam, {"betas": (case.args.beta1, case.args.beta2)})
+        if hasattr(case.args, "beta1")
+        else (torch.optim.SGD, {"momentum": case.args.momentum})
+    )
+    optimizer = fused_optimizer(
+        kind, model.parameters(), case.world, lr=case.args.lr, weight_decay=case.args.weight_decay, **options
+    )
+    amp = Amp(model, optimizer, "O0", "dynamic", case.world)
+    images = case.images.contiguous(memory_format=case.world.memory_format)
+    losses = []
+    for _ in range(3):
+        loss = case.loss(model, images)
+        amp.step(loss)
+        losses.append(loss.item())
+        assert losses[-1] == pytest.approx(step(case.images, case.target).item(), rel=1e-6)
+    assert len(set(losses)) == 3
+
+
+def test_a_step_does_not_wait_for_the_device(folder):
+    case = Case(folder)
+    with Operators() as operators:
+        case.loss(case.model, case.images).backward()
+    assert operators.unwanted == []

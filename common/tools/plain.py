@@ -1,0 +1,93 @@
+"""The plain form of a training step, against which the benchmark and the tests compare ours.
+
+Plain is what one writes first: eager, float32, contiguous tensors, an optimizer that updates one tensor after another,
+losses that hold every full-size tensor at once, an enlargement before the convolution that reads it, and, in ICNet,
+the stages that its reference computes without using their result. It computes the same loss and, up to rounding, the
+same gradients. What `common.device.setup` does to malloc is up to the caller.
+"""
+
+import copy
+import importlib
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common import IGNORE_INDEX
+from common.upsampling import UpsampledConv2d
+
+
+def plain_training(folder: str, model: nn.Module, args: Namespace) -> Callable[[Tensor, Tensor], Tensor]:
+    """One whole training step of a deep copy of `model`: forward, loss, backward, optimizer.
+
+    folder: the name of the model's folder; `model`: its network, not wrapped. args: the values of one of its presets
+    (learning rate, momentum or betas, weight decay, options of the loss). The step takes images [B, 3, H, W] float32
+    and target [B, H, W] on the device of the model, and returns the loss, a detached scalar on that device.
+    """
+    module = plain_network(model)
+    optimizer = plain_optimizer(module, args)
+
+    def step(images: Tensor, target: Tensor) -> Tensor:
+        loss = plain_loss(folder, module(images.contiguous()), target, args)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def plain_network(model: nn.Module) -> nn.Module:
+    """A deep copy of a network in training mode, contiguous, without what ours leaves out or computes otherwise."""
+    module = copy.deepcopy(model).to(memory_format=torch.contiguous_format).train()
+    for layer in module.modules():
+        if isinstance(layer, UpsampledConv2d):
+            layer.forward = partial(_enlarge_then_convolve, layer)
+    if type(module).__name__ == "ICNet":
+        # the reference runs the half-size image through all four stages and uses the second one's output
+        stages_of = module.backbone.forward
+        module.backbone.forward = lambda images, stages=4: stages_of(images)[:stages]
+        # and classifies the features after their enlargement
+        module.last_classifier, module.classifier = module.classifier, nn.Identity()
+        module.register_forward_hook(lambda net, _, outputs: (net.last_classifier(outputs[0]), *outputs[1:]))
+    return module
+
+
+def _enlarge_then_convolve(layer: UpsampledConv2d, x: Tensor, size: Sequence[int]) -> Tensor:
+    return nn.Conv2d.forward(layer, F.interpolate(x, size=tuple(size), mode="nearest"))
+
+
+def plain_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer:
+    """SGD with momentum, or Adam where `args` has its betas, one tensor at a time."""
+    options = {"lr": args.lr, "weight_decay": args.weight_decay, "foreach": False, "fused": False}
+    if hasattr(args, "beta1"):
+        return torch.optim.Adam(model.parameters(), betas=(args.beta1, args.beta2), **options)
+    return torch.optim.SGD(model.parameters(), momentum=args.momentum, **options)
+
+
+def plain_loss(folder: str, outputs: tuple[Tensor, ...], target: Tensor, args: Namespace) -> Tensor:
+    """The folder's training loss with every intermediate result at full size; a scalar in the dtype of the logits."""
+    if folder == "AttentionUNet":
+        counts = target != IGNORE_INDEX
+        truth = torch.where(counts, target, 0).to(outputs[0].dtype)
+        losses = F.binary_cross_entropy_with_logits(outputs[0][:, 0], truth, reduction="none")
+        return (losses * counts).sum() / counts.sum().clamp(min=1)
+    if folder == "DynamicUNet":
+        return _cross_entropy(outputs[0], target, over_all_pixels=False)
+    weights = importlib.import_module(f"{folder}.model").LOSS_WEIGHTS
+    if folder == "ICNet":
+        labels = [F.interpolate(target[:, None].float(), size=o.shape[-2:])[:, 0].long() for o in outputs]
+        terms = [_cross_entropy(o, truth, over_all_pixels=False) for o, truth in zip(outputs, labels, strict=True)]
+    else:
+        size = target.shape[-2:]
+        logits = [F.interpolate(o, size=size, mode="bilinear", align_corners=False) for o in outputs]
+        terms = [_cross_entropy(o, target, over_all_pixels=not args.avg_non_ignore) for o in logits]
+    return sum(weight * term for weight, term in zip(weights, terms, strict=True))
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, over_all_pixels: bool) -> Tensor:
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+    return losses.mean() if over_all_pixels else losses.sum() / (labels != IGNORE_INDEX).sum().clamp(min=1)

@@ -1,0 +1,207 @@
+"""`benchmark train`: the training loop of a folder's train.py, its clock read between the steps."""
+
+import contextlib
+import io
+import itertools
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from common import IGNORE_INDEX
+from common.data import batches
+from common.device import World, keep_freed_memory, seed_step, synchronize
+from common.tools.peak import training_operations
+from common.tools.plain import plain_training
+from common.tools.timing import Folder, Held, facts, figure, held, ratio, timed, utilisation
+from common.transforms import normalize
+
+FOREVER = 1_000_000  # steps: no epoch ends while a training is timed
+BATCHES_OF_NOISE = 4  # that a training is fed in turn
+
+
+def benchmark_train(folder: Folder, own: Namespace) -> dict:
+    """The training loop of the folder's train.py, fed with noise or from its data set."""
+    args = _training_values(folder, own)
+    train = folder.module("train")
+    clock = _TrainingClock(folder, own)
+    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()) as said:
+        args.output_dir = str(Path(temporary, "run"))
+        with _in_place(train, batches=clock.feed, steps_in_epoch=lambda *_: FOREVER):
+            train.main(args)
+    lines = said.getvalue().splitlines()[1:]  # the first one names the run, and others report steps
+    notes = itertools.takewhile(lambda line: not line.startswith("epoch "), lines)
+    return clock.result() | {"notes": "; ".join(notes)}
+
+
+@contextlib.contextmanager
+def _in_place(module: ModuleType, **stand_ins) -> Iterator[None]:
+    """Other functions under the names that a module has imported: its own loop runs, on what they give it."""
+    originals = {name: getattr(module, name) for name in stand_ins}
+    vars(module).update(stand_ins)
+    try:
+        yield
+    finally:
+        vars(module).update(originals)
+
+
+def _training_values(folder: Folder, own: Namespace) -> Namespace:
+    """The values of a run that trains for so many steps, starts from nothing and takes no score."""
+    args = folder.args
+    steps = own.warmup + own.steps + 1  # the last one writes a checkpoint, and is not timed
+    changes = {
+        "max_steps": steps,
+        "total_steps": FOREVER,
+        "epochs": None if hasattr(args, "total_steps") else args.epochs,
+        "eval_every_steps": FOREVER,
+        "save_every_steps": 0,
+        "pretrained": "none",
+        "load_from": "",
+        "resume": "",
+        "validate": False,
+        "evaluate": False,
+        "prof": False,
+        "prof_test": False,
+    }
+    for name, value in changes.items():
+        if hasattr(args, name):
+            setattr(args, name, value)
+    return args
+
+
+class _TrainingClock:
+    """Feeds a training loop, and reads the clock between two of its steps; runs the plain step in between."""
+
+    def __init__(self, folder: Folder, own: Namespace):
+        self.folder, self.own = folder, own
+        self.ours: list[float] = []
+        self.plain: list[float] = []
+        self.memory_gib: dict[str, float] = {}
+        self.held: dict[str, Held] = {}
+        self.data_wait_share = 0.0
+
+    def feed(
+        self, dataset, device_batch_size: int, world: World, seed: int, workers: int, first_step: int, total_steps: int
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Takes the place of `common.data.batches`. One repetition is `block` steps."""
+        self.world, self.images, self.workers = world, device_batch_size, workers
+        steps, own = itertools.count(), self.own
+        if own.loader:
+            source = batches(dataset, device_batch_size, world, seed, workers, first_step, total_steps)
+        else:
+            noise = _noise(self.folder, device_batch_size, world)
+            source = ((0, *pair) for pair in itertools.cycle(noise))
+
+        waits: list[float] = []
+
+        def items(count: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+            for _ in range(count):
+                asked = time.perf_counter()
+                _, images, target = next(source)
+                waits.append(time.perf_counter() - asked)
+                step = next(steps)
+                seed_step(seed, world, step)
+                yield step, images, target
+
+        yield from items(1)
+        self._measure_memory("ours")
+        yield from items(own.warmup - 1)
+        self._measure_memory("ours", ends=True)
+        plain = None if own.loader or not own.plain else self._plain_steps(noise)
+        waits.clear()
+        for done in range(own.block, own.steps + 1, own.block):
+            synchronize(world)
+            started = time.perf_counter()
+            yield from items(own.block)
+            synchronize(world)
+            self.ours.append(time.perf_counter() - started)
+            if plain is not None:
+                with _malloc_as_it_is(world):
+                    self.plain.append(timed(lambda: [next(plain) for _ in range(own.block)], world))
+            if done == own.steps or (not self.held and done >= own.steps // 10):
+                self.held[f"after {done} steps"] = held()
+        self.data_wait_share = sum(waits) / sum(self.ours)
+        yield from items(1)
+
+    def _plain_steps(self, noise: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """Endless steps of the plain form, warmed up; their memory is measured above what there is."""
+        world, before = self.world, 0
+        if world.device.type != "cpu":
+            batch_bytes = sum(tensor.nbytes for pair in noise for tensor in pair)
+            before = getattr(torch, world.device.type).memory_allocated(world.device) - batch_bytes
+        step = plain_training(self.folder.name, self.folder.network(world), self.folder.args)
+        steps = (step(*pair) for pair in itertools.cycle(noise))
+        next(steps)
+        self._measure_memory("plain")
+        for _ in range(self.own.warmup - 1):
+            next(steps)
+        self._measure_memory("plain", ends=True, before=before)
+        return steps
+
+    def _measure_memory(self, name: str, ends: bool = False, before: int = 0) -> None:
+        """The most that an accelerator held between a call and one that `ends` the measurement."""
+        if self.world.device.type == "cpu":
+            return
+        backend = getattr(torch, self.world.device.type)
+        if ends:
+            self.memory_gib[name] = (backend.max_memory_allocated(self.world.device) - before) / 2**30
+        else:
+            backend.reset_peak_memory_stats(self.world.device)
+
+    def result(self) -> dict:
+        folder, world = self.folder, self.world
+        images = self.images * self.own.block
+        operations = training_operations(folder.module("model").build_model, folder.network_options(), folder.size)
+        figures = {"ours": figure(self.ours, images)}
+        result = {
+            **facts("train", folder, world, images=self.images),
+            "steps_per_repetition": self.own.block,
+            "clock": "data loader, forward, loss, backward, optimizer, log"
+            if self.own.loader
+            else "forward, loss, backward, optimizer, log; images of noise are on the device",
+            "gflops_per_image": operations / 1e9,
+            "figures": figures,
+            "held": {when: there._asdict() for when, there in self.held.items()},
+        }
+        if self.plain:
+            figures["plain"] = figure(self.plain, images)
+            result["ratios"] = {"plain / ours": ratio(self.plain, self.ours)}
+        if self.memory_gib:
+            result["peak_device_memory_gib"] = self.memory_gib
+        if self.own.loader:
+            result["loader"] = {"workers": self.workers, "data_wait_share": self.data_wait_share}
+        return result | utilisation(result, figures["ours"]["images_per_second"], operations)
+
+
+@contextlib.contextmanager
+def _malloc_as_it_is(world: World) -> Iterator[None]:
+    """On the CPU without the setting of malloc that `setup` makes: it is no part of the plain form."""
+    if world.device.type != "cpu":
+        yield
+        return
+    keep_freed_memory(False)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
+
+
+def _noise(folder: Folder, device_batch_size: int, world: World) -> list[tuple[Tensor, Tensor]]:
+    """Batches of random bytes as a data set would deliver them, with some ignored pixels."""
+    generator = torch.Generator().manual_seed(folder.args.seed)
+    with torch.device("meta"):
+        options = folder.module("model").build_model(**folder.network_options()).options
+    classes = max(2, options["num_classes"])
+    noise = []
+    for _ in range(BATCHES_OF_NOISE):
+        pixels = torch.randint(256, (device_batch_size, 3, *folder.size), dtype=torch.uint8, generator=generator)
+        target = torch.randint(classes, (device_batch_size, *folder.size), generator=generator)
+        target[torch.rand(target.shape, generator=generator) < 0.1] = IGNORE_INDEX
+        images = normalize(pixels.to(world.device).contiguous(memory_format=world.memory_format))
+        noise.append((images, target.to(world.device)))
+    return noise

@@ -1,0 +1,180 @@
+"""What the benchmarks have in common: the folder and its values, the clock, the facts beside a figure, the report."""
+
+import importlib
+import inspect
+import os
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from common.amp import effective_opt_level
+from common.args import format_value
+from common.device import World, device_name, setup, synchronize
+from common.runlog import resident_bytes
+from common.tools.peak import peak_tflops
+
+
+class Folder(NamedTuple):
+    """A model folder, and the values that its train.py would run with."""
+
+    name: str
+    args: Namespace
+
+    def module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self.name}.{name}")
+
+    @property
+    def presets(self) -> ModuleType:
+        return self.module("presets")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a training image."""
+        return self.args.crop_size if hasattr(self.args, "crop_size") else (self.args.image_size,) * 2
+
+    def network_options(self) -> dict:
+        """What `build_model` is called with."""
+        known = inspect.signature(self.module("model").build_model).parameters
+        return {name: value for name, value in vars(self.args).items() if name in known}
+
+    def network(self, world: World) -> nn.Module:
+        """Of random weights, on the device."""
+        model = self.module("model").build_model(**self.network_options())
+        return model.to(world.device, memory_format=world.memory_format)
+
+    def opt_level(self, world: World) -> str:
+        mixed = getattr(self.module("train"), "mixed_precision", lambda args: args.amp)(self.args)
+        return effective_opt_level(mixed, self.args.opt_level, world)
+
+    def world(self) -> World:
+        args = self.args
+        return setup(
+            args.device,
+            args.device_list,
+            args.seed,
+            args.deterministic,
+            args.hf32,
+            args.channels_last,
+        )
+
+
+# ---- the clock
+
+
+def timed(action: Callable[[], object], world: World) -> float:
+    """Seconds until the device has done what `action` asks of it."""
+    synchronize(world)
+    started = time.perf_counter()
+    action()
+    synchronize(world)
+    return time.perf_counter() - started
+
+
+def figure(seconds: list[float], images: int) -> dict:
+    """Median and spread of repetitions of one thing, each of which deals with so many images."""
+    median = statistics.median(seconds)
+    return {
+        "median_ms": 1000 * median,
+        "p10_ms": 1000 * float(np.percentile(seconds, 10)),
+        "p90_ms": 1000 * float(np.percentile(seconds, 90)),
+        "images_per_second": images / median,
+    }
+
+
+def ratio(slower: list[float], faster: list[float]) -> dict:
+    """How many times faster: the median and spread over pairs that ran one after the other."""
+    ratios = [a / b for a, b in zip(slower, faster, strict=True)]
+    return {
+        "median": statistics.median(ratios),
+        "p10": float(np.percentile(ratios, 10)),
+        "p90": float(np.percentile(ratios, 90)),
+    }
+
+
+class Held(NamedTuple):
+    """What this process holds of the system."""
+
+    resident_gib: float
+    open_files: int | None
+    processes: int | None  # that it has started
+
+
+def held() -> Held:
+    """What this process holds now; None for what the system does not tell."""
+    resident = resident_bytes() / 2**30
+    try:
+        children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+        return Held(resident, len(os.listdir("/proc/self/fd")), sum(map(len, children)))
+    except OSError:
+        return Held(resident, None, None)
+
+
+# ---- facts and report
+
+
+def facts(what: str, folder: Folder, world: World, images: int, size: tuple[int, int] | None = None) -> dict:
+    """What a figure means nothing without."""
+    return {
+        "benchmark": what,
+        "model": folder.name,
+        "preset": folder.args.preset,
+        "given": {name: getattr(folder.args, name) for name in folder.args.given},
+        "device": device_name(world.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": _precision(folder, world),
+        "memory_format": str(world.memory_format).removeprefix("torch."),
+        "batch": images,
+        "size": list(size or folder.size),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def picture_size(path: str | Path) -> str:
+    with Image.open(path) as image:  # reads the header alone
+        return f"{image.height} x {image.width}"
+
+
+def _precision(folder: Folder, world: World) -> str:
+    """'fp16', 'bf16', 'fp32', or 'tf32' where CUDA computes the convolutions of float32 in it."""
+    if folder.opt_level(world) != "O0":
+        return folder.args.amp_dtype
+    return "tf32" if world.device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "fp32"
+
+
+def utilisation(facts: dict, images_per_second: float, operations: float) -> dict:
+    """Achieved TFLOP/s of the network's own operations, and their share of the device's peak where that is known."""
+    achieved = images_per_second * operations / 1e12
+    peak = peak_tflops(facts["device"], facts["precision"])
+    return {"tflops": achieved} | ({"peak_tflops": peak, "utilisation": achieved / peak} if peak else {})
+
+
+def lines(result: dict) -> list[str]:
+    """The result for people."""
+    shown = dict(result)
+    figures, ratios = shown.pop("figures"), shown.pop("ratios", {})
+    shown["size"] = " x ".join(map(str, shown["size"]))
+    shown["given"] = " ".join(f"--{name}={format_value(value)}" for name, value in shown["given"].items()) or "nothing"
+    text = [f"{name.replace('_', ' '):<24}{_shown(value)}" for name, value in shown.items()]
+    width = max(map(len, figures))
+    text += ["", f"{'':<{width}}{'median ms':>12}{'p10':>10}{'p90':>10}{'images/s':>12}"]
+    for name, row in figures.items():
+        times = f"{row['median_ms']:>12.1f}{row['p10_ms']:>10.1f}{row['p90_ms']:>10.1f}"
+        text.append(f"{name:<{width}}{times}{row['images_per_second']:>12.2f}")
+    text += [f"{name}: {row['median']:.2f} ({row['p10']:.2f} to {row['p90']:.2f})" for name, row in ratios.items()]
+    return text
+
+
+def _shown(value) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
