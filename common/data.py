@@ -7,6 +7,7 @@ draws [k]), and its `finish(images, draws)` turns a batch of images [B, 3, H, W]
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
 import numpy as np
@@ -16,6 +17,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common.device import World, cpu_cores, seed_step
 from common.errors import InputError
+
+if sys.version_info < (3, 12):
+    # Until then, a process forked while another thread enters the interpreter (one of gloo's, say, which gives tensors
+    # back after a collective) may inherit a lock of the interpreter and wait for it for ever. Asking for the frames of
+    # all threads takes that lock and gives it back: whoever held it has passed when the fork happens.
+    os.register_at_fork(before=lambda: sys._current_frames())
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -1,5 +1,7 @@
 """common/data.py: which sample comes when, and batches that do not depend on processes or workers."""
 
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 import common.data
 from ci.tests.common_workers import Keyed, Scenes, world
+from ci.tests.folders import ROOT
 from ci.tests.samples import Finished
 from common.data import StepSampler, batches, eval_batches, sample_rng, steps_in_epoch, worker_count
 from common.device import World, seed_step
@@ -172,3 +175,42 @@ def test_auto_shares_the_cores_out(monkeypatch, cores, processes, device, expect
 def test_a_number_of_workers_is_taken_as_it_is():
     assert worker_count(0, world()) == 0
     assert worker_count(40, world()) == 40
+
+
+HAMMERED_FORKS = """
+import ctypes, os, sys, threading, time
+import common.data
+
+entered = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda _: None)
+create, join = ctypes.CDLL(None).pthread_create, ctypes.CDLL(None).pthread_join
+create.argtypes, join.argtypes = [ctypes.c_void_p] * 4, [ctypes.c_ulong, ctypes.c_void_p]
+
+def enter_the_interpreter_all_the_time():
+    thread = ctypes.c_ulong()
+    while True:
+        create(ctypes.byref(thread), None, entered, None)
+        join(thread, None)
+
+for _ in range(4):
+    threading.Thread(target=enter_the_interpreter_all_the_time, daemon=True).start()
+for _ in range(250):
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    for _ in range(5000):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            break
+        time.sleep(0.001)
+    else:
+        os.kill(child, 9)
+        print("a forked process never woke up", flush=True)
+        os._exit(1)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks and native threads as Linux has them")
+def test_workers_that_are_forked_beside_busy_threads_wake_up():
+    """One in some hundred does not, with Python up to 3.11, where nothing is done about it."""
+    code = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", HAMMERED_FORKS]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
