@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.device import World
+from common.device import (
+    World,
+    clear_overflow_flag,
+    device_name,
+    has_bfloat16,
+    overflow_flag,
+    saturates,
+    sum_over_ranks,
+)
+from common.errors import InputError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -47,7 +56,12 @@ class Amp:
         self.model, self.optimizer, self.opt_level = model, optimizer, opt_level
         self.world, self.dtype = world, dtype
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=world.device)
+        if opt_level != "O0" and dtype == "bf16" and not has_bfloat16(world):
+            raise InputError(
+                f"--amp_dtype bf16: {device_name(world.device)} has no bfloat16; use --amp_dtype fp16, or --no_amp"
+            )
         scaled = opt_level != "O0" and dtype == "fp16"
+        self.saturates = scaled and saturates(world)
         dynamic = scaled and loss_scale in ("dynamic", "-1")
         self.static_scale = None if dynamic else (float(loss_scale) if scaled else 1.0)
         # the scale starts at 2^16 and doubles every 2,000 good steps when dynamic, the defaults of GradScaler
@@ -62,11 +76,18 @@ class Amp:
 
     def step(self, loss: Tensor) -> None:
         """Backward, optimizer step unless a gradient is not finite, and gradients set to none."""
+        if self.saturates:
+            clear_overflow_flag()
         self.scaler.scale(loss).backward()
         for half, master in self.masters:
             master.grad = None if half.grad is None else half.grad.float()
         self.scaler.unscale_(self.optimizer)
-        overflow = sum(self.scaler._found_inf_per_device(self.optimizer).values())
+        found = self.scaler._found_inf_per_device(self.optimizer)
+        if self.saturates:
+            flag = sum_over_ranks(overflow_flag(self.world))
+            for each in found.values():
+                each.add_(flag)
+        overflow = sum(found.values())
         self.scaler.step(self.optimizer)
         self.scaler.update(self.static_scale)
         self.skipped_steps += (overflow > 0).to(torch.int64)

@@ -364,6 +364,29 @@ def share_buffers(model: nn.Module, world: World) -> None:
             dist.broadcast(buffer, src=0)
 
 
+def has_bfloat16(world: World) -> bool:
+    """Whether the device computes in bfloat16: of NPUs the driver says so, every other device can."""
+    return world.device.type != "npu" or torch.npu.is_bf16_supported()
+
+
+def saturates(world: World) -> bool:
+    """Whether the device has no inf: what overflows stays at the largest number, and a flag of the device is raised.
+
+    So do the first generation of NPUs.
+    """
+    return world.device.type == "npu" and not torch.npu.utils.is_support_inf_nan()
+
+
+def clear_overflow_flag() -> None:
+    """Lower the flag of an NPU that saturates."""
+    torch.npu.clear_npu_overflow_flag()
+
+
+def overflow_flag(world: World) -> Tensor:
+    """A scalar float32 on the device: 1 if something has overflowed since the flag was lowered (waits for the NPU)."""
+    return torch.full((), float(torch.npu.get_npu_overflow_flag()), device=world.device)
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum `tensor` (float32, int32 or int64, contiguous) over all processes, in place."""
     if dist.is_initialized():

@@ -1,0 +1,231 @@
+"""Every model on the simulated NPU: a run gives the CPU's result, and nothing in its steps waits for the device."""
+
+import inspect
+import math
+import runpy
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ci.tests.folders import FOLDERS, ROOT, module
+from ci.tests.test_contract import (
+    assert_same_state,
+    build,
+    data,  # noqa: F401  a fixture
+    flat,
+    last_checkpoint,
+    metric_rows,
+    train,
+)
+from common.runlog import RunLog
+
+# what is asked of a run: flags, by the name that tests call it
+SHORT = {"epochs": 1, "log_every_steps": 2}
+STEPS = 4  # of one epoch
+MIXED = {**SHORT, "device": "npu", "amp": 1, "loss_scale": "128", "validate": 0}
+RUNS = {
+    "float32": {**SHORT, "device": "npu", "amp": 0},
+    "cpu": {**SHORT, "device": "cpu", "amp": 0},
+    "fp16": {**SHORT, "device": "npu", "validate": 0},  # as a run on an NPU is by itself
+    "O1 bf16": {**MIXED, "opt_level": "O1", "amp_dtype": "bf16"},
+    "O2 fp16": {**MIXED, "opt_level": "O2", "amp_dtype": "fp16"},
+    "O2 bf16": {**MIXED, "opt_level": "O2", "amp_dtype": "bf16"},
+    "overflow": {**MIXED, "opt_level": "O1", "amp_dtype": "fp16", "loss_scale": "1e30"},
+}
+
+pytestmark = [pytest.mark.parametrize("folder", FOLDERS), pytest.mark.usefixtures("npu")]
+
+
+class Watch:
+    """What a run does between two of its log lines, as long as it trains, from its second step on.
+
+    waits: ("kind", "file:line") -> how often the host waited for the device. new_kinds: convolutions, with the shapes
+    of their input and weight, of a kind that was not there in the first training step. strided: `input` or `weight` of
+    a convolution -> how often it was a tensor that lies in another order than its shape says.
+    """
+
+    def __init__(self, counters, monkeypatch: pytest.MonkeyPatch):
+        self.counters = counters
+        self.waits, self.new_kinds, self.strided, self.stretches = Counter(), set(), Counter(), 0
+        self._first = None
+        for name, before, after in (
+            ("__init__", None, counters.reset),
+            ("train", self._look_at_kinds, None),
+            ("flush", self._look_at_waits, counters.reset),
+            ("restart_clock", None, counters.reset),
+        ):
+            monkeypatch.setattr(RunLog, name, self._wrapped(getattr(RunLog, name), before, after))
+
+    def _wrapped(self, method: Callable, before: Callable | None, after: Callable | None) -> Callable:
+        def call(log, *arguments, **options):
+            if before:
+                before()
+            result = method(log, *arguments, **options)
+            if after:
+                after()
+            return result
+
+        return call
+
+    def _look_at_kinds(self) -> None:
+        if self._first is None:  # the end of the first step, which makes what later ones use again
+            self._first = set(self.counters.convolution_kinds)
+            self.counters.reset()
+        self.new_kinds |= self.counters.convolution_kinds - self._first
+
+    def _look_at_waits(self) -> None:
+        self.stretches += 1
+        self.waits += self.counters.places
+        self.strided += self.counters.strided
+
+
+def small_steps(folder: str) -> dict:
+    """Flags with which weights stay where they are, nearly: then runs that round differently remain comparable."""
+    presets = module(folder, "presets").PRESETS["tiny"]
+    return {name: value for name, value in {"lr": 1e-6, "min_lr": 0}.items() if name in presets}
+
+
+def use_contiguous_tensors(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run on the CPU use the layout of an NPU: another one rounds differently, which untrained layers magnify."""
+    real = module(folder, "train").setup
+
+    def setup(*arguments, **options):
+        given = inspect.signature(real).bind(*arguments, **options)
+        given.arguments["channels_last"] = False
+        return real(*given.args, **given.kwargs)
+
+    monkeypatch.setattr(module(folder, "train"), "setup", setup)
+
+
+@pytest.fixture(scope="module")
+def run(npu, data, tmp_path_factory) -> Callable[[str, str], tuple[Path, Watch]]:  # noqa: F811
+    """run(folder, name of RUNS) -> (its output folder, what it did between its log lines); each is done once."""
+    from npu_simulation.counters import COUNTERS
+
+    done = {}
+
+    def run(folder: str, name: str) -> tuple[Path, Watch]:
+        if (folder, name) not in done:
+            output_dir = tmp_path_factory.mktemp(f"{folder}-{name}".replace(" ", "-")) / "run"
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                watch = Watch(COUNTERS, monkeypatch)
+                use_contiguous_tensors(folder, monkeypatch)
+                train(folder, data, output_dir, **RUNS[name], **small_steps(folder))
+            done[folder, name] = output_dir, watch
+        return done[folder, name]
+
+    return run
+
+
+def test_losses_and_gradients_equal_the_cpus(folder):
+    """Of one batch, in float32."""
+    results = {}
+    for device in ("cpu", "npu"):
+        torch.manual_seed(1)
+        model = build(folder).to(device).train()
+        images, target = torch.randn(2, 3, 64, 96), torch.randint(0, 2, (2, 64, 96))
+        target[:, :8] = 255
+        loss = module(folder, "model").training_loss(model(images.to(device)), target.to(device))
+        loss.backward()
+        results[device] = {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
+        results[device]["loss"] = loss.detach().cpu()
+    for name, value in results["cpu"].items():
+        assert (results["npu"][name] - value).norm() <= 1e-5 * value.norm() + 1e-8, name
+
+
+def test_a_run_equals_the_cpus(folder, run):
+    """In float32. Layers that are not trained magnify every rounding, from step to step."""
+    (ours, _), (theirs, _) = run(folder, "float32"), run(folder, "cpu")
+    rows, others = metric_rows(ours, "train"), metric_rows(theirs, "train")
+    assert [row["step"] for row in rows] == [row["step"] for row in others] == [2, 4]
+    for row, other in zip(rows, others, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=3e-3 if row["step"] == 2 else 3e-2)
+        assert row["lr"] == pytest.approx(other["lr"])
+    evaluations, others = metric_rows(ours, "eval"), metric_rows(theirs, "eval")
+    assert [row["step"] for row in evaluations] == [row["step"] for row in others]
+    state, other = last_checkpoint(ours), last_checkpoint(theirs)
+    for name, value in flat(state["model"]).items():
+        assert (value.dtype, value.shape) == (flat(other["model"])[name].dtype, flat(other["model"])[name].shape)
+
+
+@pytest.mark.parametrize("name", ["float32", "fp16", "O1 bf16", "O2 fp16", "O2 bf16", "overflow"])
+def test_between_two_log_lines_nothing_waits_for_the_device(folder, run, name):
+    _, watch = run(folder, name)
+    assert watch.stretches >= 2
+    assert watch.waits == {}
+
+
+def test_convolutions_see_the_same_shapes_in_every_step(folder, run):
+    """Each shape is a kernel that is chosen, or compiled; a layer that serves several branches has one for each."""
+    for name in ("float32", "fp16"):
+        assert run(folder, name)[1].new_kinds == set()
+
+
+def test_convolutions_are_given_features_without_gaps(folder, run):
+    """Each other input costs a copy of it."""
+    for name in ("float32", "fp16"):
+        assert run(folder, name)[1].strided["input"] == 0
+
+
+@pytest.mark.parametrize("name", ["fp16", "O1 bf16", "O2 fp16", "O2 bf16"])
+def test_mixed_precision_is_near_float32(folder, run, name):
+    """The loss of the first steps; and weights are saved in float32."""
+    (mixed, _), (exact, _) = run(folder, name), run(folder, "float32")
+    row = metric_rows(mixed, "train")[0]
+    assert row["loss"] == pytest.approx(metric_rows(exact, "train")[0]["loss"], rel=0.05)
+    dtypes = {value.dtype for value in last_checkpoint(mixed)["model"].values()}
+    assert dtypes <= {torch.float32, torch.int64}
+
+
+def test_steps_that_overflow_are_skipped(folder, run):
+    """The loss scale is one that makes every gradient infinite: no weight may change."""
+    output_dir, _ = run(folder, "overflow")
+    row = metric_rows(output_dir, "train")[-1]
+    assert (row["step"], row["skipped_steps"]) == (4, 4)
+    momentum = flat(last_checkpoint(output_dir)["optimizer"]["state"])
+    assert not any(value.any() for value in momentum.values() if isinstance(value, torch.Tensor) and value.dim())
+
+
+def test_an_interrupted_run_equals_an_uninterrupted_one(folder, run, data, tmp_path):  # noqa: F811
+    whole, _ = run(folder, "fp16")
+    flags = RUNS["fp16"] | small_steps(folder)
+    train(folder, data, tmp_path / "parts", **flags, max_steps=3)
+    rest = train(folder, data, tmp_path / "parts", **flags, resume="auto")
+    assert rest["steps"] == STEPS
+    assert_same_state(last_checkpoint(whole), last_checkpoint(tmp_path / "parts"))
+
+
+def test_a_run_of_an_npu_continues_on_the_cpu(folder, run, data, tmp_path, monkeypatch):  # noqa: F811
+    use_contiguous_tensors(folder, monkeypatch)
+    whole, _ = run(folder, "cpu")
+    flags = {**RUNS["cpu"], **small_steps(folder), "validate": 0, "log_every_steps": 1}
+    train(folder, data, tmp_path / "run", **flags | {"device": "npu"}, max_steps=2)
+    train(folder, data, tmp_path / "run", **flags, resume="auto")
+    rows = metric_rows(tmp_path / "run", "train")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    ours = [(rows[first]["loss"] + rows[first + 1]["loss"]) / 2 for first in (0, 2)]
+    assert ours == pytest.approx([row["loss"] for row in metric_rows(whole, "train")], rel=3e-2)
+
+
+def test_evaluation_and_prediction_equal_the_cpus(folder, run, data, tmp_path, monkeypatch):  # noqa: F811
+    weights = run(folder, "cpu")[0] / "checkpoints" / "last.pt"
+    image = module(folder, "data").validation_images(data(folder))[0]
+    scores, pictures = {}, {}
+    for device in ("cpu", "npu"):
+        train(folder, data, tmp_path / device, device=device, amp=0, evaluate=1, checkpoint=weights)
+        (scores[device],) = map(flat, metric_rows(tmp_path / device, "eval"))
+        words = ["--checkpoint", weights, "--input", image, "--output", tmp_path / "pictures" / device]
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words), "--device", device])
+        runpy.run_path(str(ROOT / folder / "predict.py"), run_name="__main__")
+        (picture,) = (tmp_path / "pictures" / device).rglob("*_ids.png")
+        pictures[device] = np.asarray(Image.open(picture))
+    assert any(isinstance(value, float) and math.isfinite(value) for value in scores["npu"].values())
+    for name, value in scores["cpu"].items():
+        assert scores["npu"][name] == pytest.approx(value, abs=1e-3), name
+    assert (pictures["cpu"] == pictures["npu"]).mean() > 0.999

@@ -1,0 +1,83 @@
+"""What one of two processes does: tests start it in processes of their own."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from ci.tests.folders import FOLDERS, module
+from common.args import parse_args
+
+
+def sync_batch_norm_step(device: str, share: slice) -> dict[str, torch.Tensor]:
+    """Outputs, gradients and statistics of torch's SyncBatchNorm, from a share of five images."""
+    torch.manual_seed(1)
+    images, weights = torch.randn(5, 3, 6, 7), torch.randn(5, 3, 6, 7)
+    norm = torch.nn.BatchNorm2d(3)
+    norm.weight.data.uniform_(0.5, 2)
+    if device == "npu":
+        norm = torch.nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    norm.to(device)
+    x = images[share].to(device).requires_grad_()
+    y = norm(x)
+    (y * weights[share].to(device)).sum().backward()
+    result = {"y": y, "x": x.grad, "weight": norm.weight.grad, "bias": norm.bias.grad, "variance": norm.running_var}
+    return {name: value.detach().cpu() for name, value in result.items()}
+
+
+def main(device: str, folder: str, runs: str) -> None:
+    """Train every model as `runs` says, [[model, output folder, [flag, ...]], ...] in JSON; then a few collectives."""
+    import torch.distributed as dist
+
+    for model, words in json.loads(runs):
+        assert model in FOLDERS
+        with contextlib.redirect_stdout(io.StringIO()):
+            module(model, "train").main(parse_args(module(model, "presets"), words))
+    rank = dist.get_rank()
+    seen = {"world": (rank, dist.get_world_size()), "backend": dist.get_backend()}
+    if device == "npu":
+        seen |= collectives(rank)
+        seen["sync_batch_norm"] = sync_batch_norm_step("npu", slice(0, 2) if rank == 0 else slice(2, 5))
+    torch.save(seen, Path(folder) / f"seen_by_{rank}.pt")
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # as `launch` ends a process of gloo
+
+
+def collectives(rank: int) -> dict:
+    """What HCCL gives and what it refuses."""
+    import torch.distributed as dist
+
+    counts = torch.tensor([rank + 1, 10], device="npu")
+    dist.all_reduce(counts)
+    gathered = [torch.zeros(2, device="npu") for _ in range(2)]
+    dist.all_gather(gathered, torch.full((2,), float(rank), device="npu"))
+    objects = [None, None]
+    dist.all_gather_object(objects, {"rank": rank})
+    refused = {}
+    for name, call in {
+        "float64 sum": lambda: dist.all_reduce(torch.empty(2, dtype=torch.float64)),
+        "int64 gather": lambda: dist.all_gather([counts.clone(), counts.clone()], counts),
+        "strided": lambda: dist.all_reduce(torch.zeros(4, 3, device="npu").t()),
+        "cpu": lambda: dist.all_reduce(torch.zeros(3)),
+    }.items():
+        try:
+            call()
+            refused[name] = ""
+        except RuntimeError as error:
+            refused[name] = str(error)
+    return {
+        "sum": counts.tolist(),
+        "gathered": torch.stack(gathered).tolist(),
+        "objects": objects,
+        "refused": refused,
+        "device": torch.npu.current_device(),
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
