@@ -42,14 +42,14 @@ def test_channels_last_is_refused_in_words():
         setup("npu", channels_last=True)
 
 
-def test_the_profile_of_a_run(data, tmp_path, capsys):  # noqa: F811
+def test_the_profile_of_a_run(data, tmp_path, capsys):  # noqa: F811  the fixture that is imported
     train(FOLDER, data, tmp_path / "run", device="npu", prof_test=1, validate=0)
     trace = json.loads((tmp_path / "run" / "output.prof").read_text())
     assert any(event.get("name", "").startswith("aten::") for event in trace["traceEvents"])
     assert "output.prof" in capsys.readouterr().out
 
 
-def test_batches_made_beside_the_steps_keep_their_memory(data, tmp_path):  # noqa: F811
+def test_batches_made_beside_the_steps_keep_their_memory(data, tmp_path):  # noqa: F811  the fixture that is imported
     """Between two lines the host is steps ahead; memory that a step may still read would be given to a later batch."""
     from npu_simulation import streams
 
@@ -58,14 +58,14 @@ def test_batches_made_beside_the_steps_keep_their_memory(data, tmp_path):  # noq
     assert len(streams._streams) == before + 1
 
 
-def test_memory_is_reported_as_the_devices(data, tmp_path, npu):  # noqa: F811
+def test_memory_is_reported_as_the_devices(data, tmp_path, npu):  # noqa: F811  the fixture that is imported
     train(FOLDER, data, tmp_path / "run", **RUNS["float32"] | {"validate": 0})
     most = npu.max_memory_allocated() / 2**30
     shares = [value for name, value in metric_rows(tmp_path / "run", "train")[-1].items() if "memory" in name]
     assert shares and all(0 < value <= most * 1.01 for value in shares)
 
 
-def test_a_chip_without_bfloat16_is_an_error_in_words(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_chip_without_bfloat16_is_an_error_in_words(data, tmp_path, monkeypatch):  # noqa: F811  the fixture that is imported
     from npu_simulation import rules
 
     monkeypatch.setattr(rules, "BFLOAT16", False)
@@ -73,7 +73,7 @@ def test_a_chip_without_bfloat16_is_an_error_in_words(data, tmp_path, monkeypatc
         train(FOLDER, data, tmp_path / "run", **RUNS["O1 bf16"])
 
 
-def test_a_chip_that_saturates_skips_steps_that_overflow(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_chip_that_saturates_skips_steps_that_overflow(data, tmp_path, monkeypatch):  # noqa: F811  the fixture that is imported
     """Its numbers stay finite: only the flag of the hardware tells."""
     from npu_simulation import rules
 

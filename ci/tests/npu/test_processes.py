@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("npu")
 PAIRS = [(folder, 1) for folder in FOLDERS] + [("ICNet", 0), ("AttentionUNet", 0)]
 
 
-def runs_of(device: str, data, root: Path) -> list:  # noqa: F811
+def runs_of(device: str, data, root: Path) -> list:  # noqa: F811  the fixture that is imported
     """[model, flags] of the runs that two processes make."""
     runs = []
     for folder, sync_bn in PAIRS:
@@ -44,7 +44,7 @@ def runs_of(device: str, data, root: Path) -> list:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def two_processes(data, tmp_path_factory) -> Path:  # noqa: F811
+def two_processes(data, tmp_path_factory) -> Path:  # noqa: F811  the fixture that is imported
     """The folder with what two processes on NPUs, and two on the CPU, have written."""
     root = tmp_path_factory.mktemp("two")
     for device in ("npu", "cpu"):
@@ -144,14 +144,14 @@ def words_of(folder: str, data_path: Path, output_dir: Path, **flags) -> list[st
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_script_for_one_npu(folder, machine, data, tmp_path):  # noqa: F811
+def test_the_script_for_one_npu(folder, machine, data, tmp_path):  # noqa: F811  the fixture that is imported
     words = words_of(folder, data(folder), tmp_path / "run", max_steps=1, validate=0)
     text = start(ROOT / folder / "test" / "train_full_1p.sh", machine, words)
     assert "1 x Ascend910B3" in text
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
 
 
-def test_the_scripts_for_several_npus(machine, data, tmp_path):  # noqa: F811
+def test_the_scripts_for_several_npus(machine, data, tmp_path):  # noqa: F811  the fixture that is imported
     """They start torchrun by themselves; the evaluation reads what the training wrote."""
     folder = "BiSeNetv1"
     words = words_of(folder, data(folder), tmp_path / "run", devices=2, max_steps=2, log_every_steps=1)
@@ -172,7 +172,7 @@ def test_torch_loads_the_plugin_by_itself():
         assert done.stdout.strip() == shown, done.stderr
 
 
-def test_auto_takes_the_npu(data, tmp_path):  # noqa: F811
+def test_auto_takes_the_npu(data, tmp_path):  # noqa: F811  the fixture that is imported
     words = words_of("AttentionUNet", data("AttentionUNet"), tmp_path / "run", max_steps=1, device="auto", validate=0)
     done = subprocess.run(
         [sys.executable, ROOT / "AttentionUNet" / "train.py", "--preset=tiny", *words], capture_output=True, text=True
@@ -181,7 +181,7 @@ def test_auto_takes_the_npu(data, tmp_path):  # noqa: F811
     assert "1 x Ascend910B3" in done.stdout
 
 
-def test_a_plugin_without_devices_is_one_line_of_error(data, tmp_path):  # noqa: F811
+def test_a_plugin_without_devices_is_one_line_of_error(data, tmp_path):  # noqa: F811  the fixture that is imported
     words = words_of("AttentionUNet", data("AttentionUNet"), tmp_path / "run", max_steps=1)
     done = subprocess.run(
         [sys.executable, ROOT / "AttentionUNet" / "train.py", "--preset=tiny", *words],

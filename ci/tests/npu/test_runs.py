@@ -104,7 +104,7 @@ def use_contiguous_tensors(folder: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(scope="module")
-def run(npu, data, tmp_path_factory) -> Callable[[str, str], tuple[Path, Watch]]:  # noqa: F811
+def run(npu, data, tmp_path_factory) -> Callable[[str, str], tuple[Path, Watch]]:  # noqa: F811  the fixture that is imported
     """run(folder, name of RUNS) -> (its output folder, what it did between its log lines); each is done once."""
     from npu_simulation.counters import COUNTERS
 
@@ -192,7 +192,7 @@ def test_steps_that_overflow_are_skipped(folder, run):
     assert not any(value.any() for value in momentum.values() if isinstance(value, torch.Tensor) and value.dim())
 
 
-def test_an_interrupted_run_equals_an_uninterrupted_one(folder, run, data, tmp_path):  # noqa: F811
+def test_an_interrupted_run_equals_an_uninterrupted_one(folder, run, data, tmp_path):  # noqa: F811  the fixture that is imported
     whole, _ = run(folder, "fp16")
     flags = RUNS["fp16"] | small_steps(folder)
     train(folder, data, tmp_path / "parts", **flags, max_steps=3)
@@ -201,7 +201,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(folder, run, data, tmp_p
     assert_same_state(last_checkpoint(whole), last_checkpoint(tmp_path / "parts"))
 
 
-def test_a_run_of_an_npu_continues_on_the_cpu(folder, run, data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_of_an_npu_continues_on_the_cpu(folder, run, data, tmp_path, monkeypatch):  # noqa: F811  the fixture that is imported
     use_contiguous_tensors(folder, monkeypatch)
     whole, _ = run(folder, "cpu")
     flags = {**RUNS["cpu"], **small_steps(folder), "validate": 0, "log_every_steps": 1}
@@ -213,7 +213,7 @@ def test_a_run_of_an_npu_continues_on_the_cpu(folder, run, data, tmp_path, monke
     assert ours == pytest.approx([row["loss"] for row in metric_rows(whole, "train")], rel=3e-2)
 
 
-def test_evaluation_and_prediction_equal_the_cpus(folder, run, data, tmp_path, monkeypatch):  # noqa: F811
+def test_evaluation_and_prediction_equal_the_cpus(folder, run, data, tmp_path, monkeypatch):  # noqa: F811  the fixture that is imported
     weights = run(folder, "cpu")[0] / "checkpoints" / "last.pt"
     image = module(folder, "data").validation_images(data(folder))[0]
     scores, pictures = {}, {}
