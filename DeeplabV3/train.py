@@ -30,7 +30,7 @@ from common.checkpoint import (
 from common.cityscapes import CLASS_NAMES, NUM_CLASSES, PALETTE, check_pairs
 from common.compile import compiled
 from common.data import batches, steps_in_epoch, worker_count
-from common.device import data_parallel, launch, setup
+from common.device import data_parallel, launch, place, setup
 from common.errors import InputError
 from common.evaluate import evaluate_only, validate
 from common.metrics import ConfusionMatrix
@@ -62,7 +62,7 @@ def main(args) -> dict:
     notes = [f"continuing from {checkpoint}"] if checkpoint else initialize(model, args)
     if args.sync_bn:
         synchronize_batch_norm(model, world)
-    model.to(world.device, memory_format=world.memory_format)
+    place(model, world)
     optimizer = fused_optimizer(
         torch.optim.SGD,
         model.parameters(),
@@ -122,7 +122,7 @@ def main(args) -> dict:
 
 def score(args, val_set, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on the validation set."""
-    model = trained_model(args).to(world.device, memory_format=world.memory_format)
+    model = place(trained_model(args), world)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(
         args.output_dir, world, 0, 1, images_per_step, vars(args) | model.options,

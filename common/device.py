@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.errors import Diverged, InputError
+from common.winograd import use_winograd
 
 # device type -> communication backend of torch.distributed
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
@@ -339,6 +340,16 @@ def keep_freed_memory(keep: bool = True) -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**30 if keep else GLIBC_MMAP_BYTES)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else GLIBC_TRIM_BYTES)  # the largest int there is
+
+
+def place(model: nn.Module, world: World) -> nn.Module:
+    """The model itself, on the device of this process, in the layout and with the convolutions that are fastest there.
+
+    Without `channels_last` the convolutions stay as they are too: that is the plain form.
+    """
+    if world.device.type == "cpu" and world.channels_last:
+        use_winograd(model)
+    return model.to(world.device, memory_format=world.memory_format)
 
 
 def data_parallel(model: nn.Module, world: World) -> nn.Module:

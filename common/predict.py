@@ -89,7 +89,7 @@ def predict(
 
     from common.checkpoint import load_model
     from common.decode import open_image
-    from common.device import setup
+    from common.device import place, setup
     from common.losses import at_least_float32
     from common.metrics import class_ids
 
@@ -97,7 +97,7 @@ def predict(
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": num_classes, **args.options})
     world = setup(args.device)
     output = _writable_folder(args.output)
-    model.to(world.device).eval()
+    place(model, world).eval()
 
     written = []
     same_stem = Counter(_stem(path, root) for path, root in images.items())

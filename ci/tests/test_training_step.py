@@ -11,8 +11,9 @@ import torch
 
 from ci.tests.folders import FOLDERS
 from ci.tests.operators import Operators
+from common import winograd
 from common.amp import Amp
-from common.device import World
+from common.device import World, place
 from common.optimizer import fused_optimizer
 from common.tools.plain import plain_loss, plain_network, plain_training
 
@@ -46,11 +47,14 @@ class Case:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_loss_and_gradients_are_those_of_the_plain_form(folder, channels_last):
-    """In float64, where what is left of a difference is no rounding."""
+def test_loss_and_gradients_are_those_of_the_plain_form(folder, channels_last, monkeypatch):
+    """In float64, where what is left of a difference is no rounding; every convolution that may be Winograd's is."""
+    monkeypatch.setattr(winograd, "LEAST_PATCHES", 1)
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", 1)
     case = Case(folder, torch.float64, channels_last)
-    plain = plain_network(case.model)
-    model = case.model.to(memory_format=case.world.memory_format)
+    model = place(copy.deepcopy(case.model), case.world)
+    plain = plain_network(model)
+    assert channels_last == any(isinstance(layer, winograd.WinogradConv2d) for layer in model.modules())
     ours = case.loss(model, case.images.contiguous(memory_format=case.world.memory_format))
     theirs = plain_loss(folder, plain(case.images), case.target, case.args)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)

@@ -1,9 +1,9 @@
 """The plain form of a training step, against which the benchmark and the tests compare ours.
 
 Plain is what one writes first: eager, float32, contiguous tensors, an optimizer that updates one tensor after another,
-losses that hold every full-size tensor at once, an enlargement before the convolution that reads it, and, in ICNet,
-the stages that its reference computes without using their result. It computes the same loss and, up to rounding, the
-same gradients. What `common.device.setup` does to malloc is up to the caller.
+losses that hold every full-size tensor at once, torch's own convolutions, an enlargement before the one that reads it,
+and, in ICNet, the stages that its reference computes without using their result. It computes the same loss and, up to
+rounding, the same gradients. What `common.device.setup` does to malloc is up to the caller.
 """
 
 import copy
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from common import IGNORE_INDEX
 from common.upsampling import UpsampledConv2d
+from common.winograd import WinogradConv2d
 
 
 def plain_training(folder: str, model: nn.Module, args: Namespace) -> Callable[[Tensor, Tensor], Tensor]:
@@ -46,6 +47,8 @@ def plain_network(model: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, UpsampledConv2d):
             layer.forward = partial(_enlarge_then_convolve, layer)
+        elif isinstance(layer, WinogradConv2d):
+            layer.forward = partial(nn.Conv2d.forward, layer)
     if type(module).__name__ == "ICNet":
         # the reference runs the half-size image through all four stages and uses the second one's output
         stages_of = module.backbone.forward

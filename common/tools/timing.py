@@ -18,7 +18,7 @@ from torch import nn
 
 from common.amp import effective_opt_level
 from common.args import format_value
-from common.device import World, device_name, setup, synchronize
+from common.device import World, device_name, place, setup, synchronize
 from common.runlog import resident_bytes
 from common.tools.peak import peak_tflops
 
@@ -48,8 +48,7 @@ class Folder(NamedTuple):
 
     def network(self, world: World) -> nn.Module:
         """Of random weights, on the device."""
-        model = self.module("model").build_model(**self.network_options())
-        return model.to(world.device, memory_format=world.memory_format)
+        return place(self.module("model").build_model(**self.network_options()), world)
 
     def opt_level(self, world: World) -> str:
         mixed = getattr(self.module("train"), "mixed_precision", lambda args: args.amp)(self.args)
