@@ -1,38 +1,58 @@
-# Ascend environment for the shell that sources this file: source common/env_npu.sh
-# It finds CANN, sets only what helps and only what is unset, and never ends the caller's shell.
+# Ascend environment for the bash that sources this file: source common/env_npu.sh
+# It finds CANN and sets what helps today, and only what is unset. Without CANN it says so in one line, sets nothing and
+# returns 1; a script with `set -e` that goes on without an NPU adds `|| true`, as launch.sh does.
 
+# Prints where CANN's set_env.sh is, newest layout first: CANN 8.5 and newer have cann/, older ones ascend-toolkit/;
+# nnae/ is the package for running only. The path that CANN's installer has written down goes before the usual ones.
 _find_cann() {
-    local install_path="" folder name
+    local told="" root name
     if [[ -r /etc/Ascend/ascend_cann_install.info ]]; then
-        install_path=$(sed -n 's/^Install_Path=//p' /etc/Ascend/ascend_cann_install.info | head -n 1)
+        told=$(sed -n '/^Install_Path=/{s///p;q}' /etc/Ascend/ascend_cann_install.info)
     fi
-    # newest layout first: CANN 9 has cann/, up to 8 ascend-toolkit/; nnae/ is the package for running only
-    for folder in ${install_path:+"$install_path"} /usr/local/Ascend "${HOME:-}/Ascend"; do
+    for root in ${told:+"$told"} /usr/local/Ascend "${HOME:-}/Ascend"; do
         for name in cann ascend-toolkit nnae; do
-            if [[ -r "$folder/$name/set_env.sh" ]]; then
-                echo "$folder/$name/set_env.sh"
-                return 0
+            if [[ -r "$root/$name/set_env.sh" ]]; then
+                echo "$root/$name/set_env.sh"
+                return
             fi
         done
+        if [[ "$root" == "$told" && -r "$told/set_env.sh" ]]; then # that path may be the folder of CANN itself
+            echo "$told/set_env.sh"
+            return
+        fi
     done
-    return 1
 }
 
-if [[ -n "${ASCEND_HOME_PATH:-}${ASCEND_TOOLKIT_HOME:-}" ]]; then
-    : # CANN's set_env.sh has been sourced in this shell already
-elif _cann=$(_find_cann); then
-    _options=$-
-    set +eu # CANN's script reads unset variables and may end in a non-zero state
-    source "$_cann"
-    [[ "$_options" != *e* ]] || set -e
-    [[ "$_options" != *u* ]] || set -u
-else
-    echo "env_npu.sh: no CANN set_env.sh under /usr/local/Ascend or ~/Ascend; install CANN or source it yourself" >&2
+_cann_problem=""
+if [[ -z "${ASCEND_HOME_PATH:-}${ASCEND_TOOLKIT_HOME:-}" ]]; then # else CANN's set_env.sh has been sourced already
+    _cann_options=$(set +o)
+    [[ $- != *e* ]] || _cann_options+=$'\nset -e' # which $( ) turns off, so that the line above does not see it
+    set +eu                                       # CANN's script reads unset variables, and steps of it may fail
+    _cann=$(_find_cann)
+    # tried in a shell of its own first: of some versions of CANN the script ends the shell when a step fails
+    _cann_home=$(
+        source "${_cann:-/dev/null}" >/dev/null 2>&1
+        echo "${ASCEND_HOME_PATH:-}${ASCEND_TOOLKIT_HOME:-}"
+    )
+    if [[ -z "$_cann" ]]; then
+        _cann_problem="no CANN under /usr/local/Ascend or ~/Ascend; install CANN, or source its set_env.sh before"
+    elif [[ -z "$_cann_home" ]]; then
+        _cann_problem="$_cann does not set ASCEND_HOME_PATH; source it in a shell to see why, or install CANN anew"
+    else
+        source "$_cann"
+    fi
+    eval "$_cann_options" # the options of the shell as they were
 fi
 unset -f _find_cann
-unset _cann _options
+unset _cann _cann_home _cann_options
+if [[ -n "$_cann_problem" ]]; then
+    echo "env_npu.sh: $_cann_problem" >&2
+    unset _cann_problem
+    return 1
+fi
+unset _cann_problem
 
-export TASK_QUEUE_ENABLE="${TASK_QUEUE_ENABLE:-2}"                       # two-level task queue: less work for the host
-export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-1200}"              # seconds: ranks start unevenly on slow disks
-export ASCEND_GLOBAL_LOG_LEVEL="${ASCEND_GLOBAL_LOG_LEVEL:-3}"           # errors only: more slows every operator down
-export ASCEND_SLOG_PRINT_TO_STDOUT="${ASCEND_SLOG_PRINT_TO_STDOUT:-0}"   # CANN's log stays out of the training log
+export TASK_QUEUE_ENABLE="${TASK_QUEUE_ENABLE:-2}"                     # two threads of the host prepare operators
+export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-1200}"            # seconds; by itself 120, little for slow disks
+export ASCEND_GLOBAL_LOG_LEVEL="${ASCEND_GLOBAL_LOG_LEVEL:-3}"         # errors only: more slows every operator down
+export ASCEND_SLOG_PRINT_TO_STDOUT="${ASCEND_SLOG_PRINT_TO_STDOUT:-0}" # CANN's log stays out of the training log

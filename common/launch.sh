@@ -9,7 +9,7 @@ folder=$(CDPATH='' cd -- "$(dirname "$script")/.." && pwd)
 preset=$(basename "$script" .sh)
 
 if [[ -e /dev/davinci_manager || -n "${ASCEND_HOME_PATH:-}" || -d /usr/local/Ascend || -d "${HOME:-}/Ascend" ]]; then
-    source "$folder/env_npu.sh"
+    source "$folder/env_npu.sh" || true # without CANN there are still CUDA and the CPU
 fi
 
 python=${PYTHON:-python3}

@@ -177,9 +177,16 @@ export ASCEND_HOME_PATH=/fake
 """
 
 
-def install_cann(folder: Path, name: str) -> None:
-    folder.mkdir(parents=True)
-    (folder / "set_env.sh").write_text(CANN.format(name=name))
+def install_cann(folder: Path, name: str, before: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "set_env.sh").write_text(before + CANN.format(name=name))
+
+
+def tell_install_path(tmp_path: Path, path: Path) -> None:
+    """As CANN's installer writes it down."""
+    info = tmp_path / "system/etc/Ascend/ascend_cann_install.info"
+    info.parent.mkdir(parents=True)
+    info.write_text(f"Version=8.0\nInstall_Path={path}\nUserName=root\nInstall_Path=/not/this/one\n")
 
 
 def test_on_a_host_with_cann_its_environment_is_sourced(tree, tmp_path):
@@ -190,66 +197,74 @@ def test_on_a_host_with_cann_its_environment_is_sourced(tree, tmp_path):
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_on_a_host_with_an_npu_and_no_cann_training_starts_with_a_warning(tree, tmp_path):
-    (tmp_path / "system/dev").mkdir(parents=True)
-    (tmp_path / "system/dev/davinci_manager").touch()
+@pytest.mark.parametrize("there", ["system/dev/davinci_manager", "system/usr/local/Ascend/driver", "home/Ascend/x"])
+def test_on_a_host_with_an_npu_and_no_cann_training_starts_with_a_warning(tree, tmp_path, there):
+    (tmp_path / there).mkdir(parents=True)
     told, run = start(tree)
-    assert told["queue"] == "2"
-    assert "no CANN set_env.sh" in run.stderr and run.stderr.count("\n") == 1
+    assert (told["argv"][1:], told["queue"], run.returncode) == (["--preset", "full_1p"], None, 0)
+    assert "no CANN under" in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_on_a_host_whose_cann_is_broken_training_starts_with_a_warning(tree, tmp_path):
+    install_cann(tmp_path / "home" / "Ascend" / "cann", "broken", "exit 7\n")
+    told, run = start(tree)
+    assert (told["argv"][1:], told["queue"], run.returncode) == (["--preset", "full_1p"], None, 0)
+    assert "does not set ASCEND_HOME_PATH" in run.stderr and run.stderr.count("\n") == 1
 
 
 # ---- env_npu.sh
 
 
 def sourced(tree, options="", before=":", file="common/env_npu.sh", **more):
-    """The variables of a shell after it has sourced the file, and the finished process."""
-    command = f'set {options or "--"}; {before}; source "{file}"; echo "options $-" >&2; env -0'
+    """The variables of a shell after it has sourced the file, and the finished process.
+
+    On stderr, after what the file says: the code that sourcing it gave, and the options of the shell before and after.
+    """
+    command = (
+        f'set {options or "--"}; {before}; before="$-:$SHELLOPTS"; code=0; source "{file}" || code=$?; '
+        '[ "$before" = "$-:$SHELLOPTS" ] && echo "code $code, same options" >&2; env -0'
+    )
     run = subprocess.run(
         ["bash", "-c", command], cwd=tree, env=environment(tree, **more), capture_output=True, text=True
     )
     return dict(line.split("=", 1) for line in run.stdout.split("\0") if "=" in line), run
 
 
-@pytest.mark.parametrize("options", ["", "-eu", "-euo pipefail"])
-@pytest.mark.parametrize(
-    "place",
-    [
-        "system/usr/local/Ascend/cann",
-        "system/usr/local/Ascend/ascend-toolkit",
-        "system/usr/local/Ascend/nnae",
-        "home/Ascend/cann",
-        "home/Ascend/ascend-toolkit",
-        "opt/my ascend/cann",
-        "opt/my ascend/ascend-toolkit",
-        "opt/my ascend/nnae",
-    ],
-)
+EACH_SHELL = pytest.mark.parametrize("options", ["", "-eu", "-euo pipefail", "-fC"])
+PLACES = [
+    "opt/my ascend/cann",
+    "opt/my ascend/ascend-toolkit",
+    "opt/my ascend/nnae",
+    "opt/my ascend",
+    "system/usr/local/Ascend/cann",
+    "system/usr/local/Ascend/ascend-toolkit",
+    "system/usr/local/Ascend/nnae",
+    "home/Ascend/cann",
+    "home/Ascend/ascend-toolkit",
+    "home/Ascend/nnae",
+]
+
+
+@EACH_SHELL
+@pytest.mark.parametrize("place", PLACES)
 def test_cann_is_found_in_each_of_its_places(tree, tmp_path, place, options):
     install_cann(tmp_path / place, place)
     if place.startswith("opt"):
-        info = tmp_path / "system/etc/Ascend/ascend_cann_install.info"
-        info.parent.mkdir(parents=True)
-        info.write_text(f"Version=8.0\nInstall_Path={tmp_path}/opt/my ascend\nUserName=root\n")
+        tell_install_path(tmp_path, tmp_path / "opt/my ascend")
     for file in ("common/env_npu.sh", "Net/env_npu.sh"):
         values, run = sourced(tree, options, file=file)
         assert values.get("FAKE_CANN") == place, run.stderr
         assert {name: values[name] for name in DEFAULTS} == DEFAULTS
-        flags = run.stderr.removeprefix("options ").strip()
-        assert run.stderr.count("\n") == 1
-        assert ("e" in flags, "u" in flags) == (bool(options), bool(options))  # as the caller had them
+        assert run.stderr == "code 0, same options\n"
 
 
 def test_the_places_are_tried_in_order(tree, tmp_path):
-    order = ["opt/cann", "opt/nnae", "system/usr/local/Ascend/cann", "system/usr/local/Ascend/ascend-toolkit"]
-    order += ["system/usr/local/Ascend/nnae", "home/Ascend/cann", "home/Ascend/ascend-toolkit"]
-    for place in order:
+    tell_install_path(tmp_path, tmp_path / "opt/my ascend")
+    for place in PLACES:
         install_cann(tmp_path / place, place)
-    info = tmp_path / "system/etc/Ascend/ascend_cann_install.info"
-    info.parent.mkdir(parents=True)
-    info.write_text(f"Install_Path={tmp_path}/opt\n")
-    for place in order:
+    for place in PLACES:
         assert sourced(tree)[0]["FAKE_CANN"] == place
-        shutil.rmtree(tmp_path / place)
+        (tmp_path / place / "set_env.sh").unlink()
     assert "FAKE_CANN" not in sourced(tree)[0]
 
 
@@ -260,37 +275,78 @@ def test_an_environment_that_is_set_already_stays(tree, tmp_path, name):
     assert values[name] == "/chosen"
     assert "FAKE_CANN" not in values
     assert values["TASK_QUEUE_ENABLE"] == "2"
-    assert "no CANN" not in run.stderr
+    assert run.stderr == "code 0, same options\n"
 
 
-def test_values_of_the_user_stay(tree):
+def test_values_of_the_user_stay(tree, tmp_path):
+    install_cann(tmp_path / "home" / "Ascend" / "cann", "cann")
     mine = dict.fromkeys(DEFAULTS, "7")
     values, _ = sourced(tree, "-eu", **mine)
     assert {name: values[name] for name in DEFAULTS} == mine
 
 
-@pytest.mark.parametrize("options", ["", "-eu"])
-def test_without_cann_the_shell_goes_on_with_a_message(tree, options):
+@EACH_SHELL
+@pytest.mark.parametrize(
+    "script",
+    [
+        "set -euo pipefail; export LD_LIBRARY_PATH=; NEVER_SET_ANYWHERE=1\n",
+        "set +f; set +C; set +o pipefail\n",
+    ],
+)
+def test_options_that_the_script_of_cann_changes_are_as_before(tree, tmp_path, script, options):
+    install_cann(tmp_path / "home" / "Ascend" / "cann", "cann", script)
+    values, run = sourced(tree, options)
+    assert values["FAKE_CANN"] == "cann"
+    assert run.stderr == "code 0, same options\n"
+
+
+@EACH_SHELL
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exit 7\n",
+        "return 3\n",
+        "set -e; false\n",
+        "set -u; : $NEVER_SET_ANYWHERE\n",
+        "if then\n",  # no shell script at all
+    ],
+)
+def test_a_script_of_cann_that_fails_does_not_end_the_shell(tree, tmp_path, script, options):
+    install_cann(tmp_path / "home" / "Ascend" / "cann", "cann", script)
     values, run = sourced(tree, options)
     assert run.returncode == 0
-    assert values["TASK_QUEUE_ENABLE"] == "2"
-    assert "env_npu.sh: no CANN set_env.sh under" in run.stderr
+    assert not {"FAKE_CANN", *DEFAULTS} & set(values)
+    message, last = run.stderr.splitlines()
+    assert f"{tmp_path}/home/Ascend/cann/set_env.sh does not set ASCEND_HOME_PATH" in message
+    assert last == "code 1, same options"
 
 
-def test_a_home_is_not_needed_to_source_it(tree):
+@EACH_SHELL
+def test_without_cann_nothing_is_set_and_one_line_says_so(tree, options):
+    values, run = sourced(tree, options)
+    assert run.returncode == 0
+    assert not set(DEFAULTS) & set(values)
+    message, last = run.stderr.splitlines()
+    assert message.startswith("env_npu.sh: no CANN under") and "install CANN" in message
+    assert last == "code 1, same options"
+
+
+def test_a_home_is_not_needed_to_source_it(tree, tmp_path):
+    install_cann(tmp_path / "system/usr/local/Ascend/cann", "cann")
     values, run = sourced(tree, "-eu", before="unset HOME")
-    assert values["TASK_QUEUE_ENABLE"] == "2", run.stderr
-    assert "unbound" not in run.stderr
+    assert (values["FAKE_CANN"], run.stderr) == ("cann", "code 0, same options\n")
 
 
-def test_nothing_but_the_environment_is_left_behind(tree, tmp_path):
-    install_cann(tmp_path / "home" / "Ascend" / "cann", "cann")
+@pytest.mark.parametrize("with_cann", [True, False])
+def test_nothing_but_the_environment_is_left_behind(tree, tmp_path, with_cann):
+    if with_cann:
+        install_cann(tmp_path / "home" / "Ascend" / "cann", "cann")
     command = (
         'names() { compgen -A function; compgen -v | grep -v "^_$\\|BASH\\|PIPESTATUS\\|LINENO\\|RANDOM\\|SECONDS"; }; '
         'before=; after=; before=$(names); source common/env_npu.sh "an argument"; after=$(names); '
         'diff <(echo "$before") <(echo "$after") | grep "^[<>]"'
     )
     run = subprocess.run(["bash", "-c", command], cwd=tree, env=environment(tree), capture_output=True, text=True)
-    assert run.stderr == ""
+    assert run.stderr == "" if with_cann else run.stderr.count("\n") == 1
     new = {line[2:] for line in run.stdout.splitlines()}
-    assert new == {*DEFAULTS, "FAKE_CANN", "LD_LIBRARY_PATH", "ASCEND_HOME_PATH"}
+    assert new == ({*DEFAULTS, "FAKE_CANN", "LD_LIBRARY_PATH", "ASCEND_HOME_PATH"} if with_cann else set())
