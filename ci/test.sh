@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Sets up Python and runs everything that must hold: lint, unit tests, and a user's walk through every folder.
+# bash ci/test.sh [--npu] [words for pytest]; --npu: demand the check of our names in the real torch_npu, and download it
 set -euo pipefail
+if [[ ${1:-} == --npu ]]; then
+    export TORCH_NPU_NAMES=demanded
+    shift
+fi
 cd "$(dirname "$0")/.."
 source ci/environment.sh
 mapfile -t packages < <(grep -v '^#' common/requirements.txt)
