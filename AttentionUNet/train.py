@@ -20,7 +20,7 @@ from AttentionUNet.data import MEAN, STD, build_datasets, build_eval_set
 from AttentionUNet.isic import PALETTE, check_pairs
 from AttentionUNet.metrics import LesionScores
 from AttentionUNet.model import AttentionUNet, build_model, from_reference, training_loss
-from common.amp import Amp, autocast, effective_opt_level
+from common.amp import Amp, autocast, check_device_options, effective_opt_level
 from common.cache import check_cache
 from common.checkpoint import (
     check_evaluation,
@@ -51,9 +51,11 @@ DECAY_EPOCHS = 70  # the original's
 
 def main(args) -> dict:
     """The whole run; returns what is written to result.json."""
-    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last)
+    world = setup(
+        args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last, args.precision_mode
+    )
     workers = worker_count(args.workers, world)
-    opt_level = effective_opt_level(args.amp, args.opt_level, world)
+    opt_level = effective_opt_level(args.amp, args.opt_level, world, args.precision_mode)
     if args.evaluate:
         return score(args, world, workers, opt_level)
 
@@ -68,6 +70,7 @@ def main(args) -> dict:
         torch.optim.Adam,
         model.parameters(),
         world,
+        args.fused_optimizer,
         lr=args.lr,
         betas=(args.beta1, args.beta2),
         weight_decay=args.weight_decay,
@@ -84,7 +87,7 @@ def main(args) -> dict:
             model, world, (device_batch_size, 3, args.image_size, args.image_size), amp.autocast
         )
         notes.append(note)
-    parallel = data_parallel(training_network, world)
+    parallel = data_parallel(training_network, world, optimizer)
 
     steps_per_epoch = steps_in_epoch(train_set, images_per_step)
     total_steps = min(args.max_steps or sys.maxsize, args.epochs * steps_per_epoch)
@@ -223,6 +226,7 @@ def datasets(args):
 
 def check(args, world_size: int) -> None:
     """Raise InputError for what cannot work, before any process or training step starts."""
+    check_device_options(args)
     if args.evaluate:
         train_set, *scored_sets = None, build_eval_set(args.data_path, args.image_size, args.eval_split, args.cache)
     else:

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a wro
 
 import torch
 
-from common.amp import Amp, autocast, effective_opt_level
+from common.amp import Amp, autocast, check_device_options, effective_opt_level
 from common.backbone import load_imagenet
 from common.cache import check_cache
 from common.checkpoint import (
@@ -50,9 +50,11 @@ REPORTED_SCORES = {"Train Accuracy": "pixel_accuracy", "mIoU": "miou"}  # the or
 def main(args) -> dict:
     """The whole run; returns what is written to result.json."""
     args.backbone = chosen_backbone(args)
-    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last)
+    world = setup(
+        args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last, args.precision_mode
+    )
     workers = worker_count(args.workers, world)
-    opt_level = effective_opt_level(args.amp, args.opt_level, world)
+    opt_level = effective_opt_level(args.amp, args.opt_level, world, args.precision_mode)
     train_set, val_set = datasets(args)
     if args.evaluate:
         return score(args, val_set, world, workers, opt_level)
@@ -67,6 +69,7 @@ def main(args) -> dict:
         torch.optim.SGD,
         model.parameters(),
         world,
+        args.fused_optimizer,
         lr=args.lr,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
@@ -80,7 +83,7 @@ def main(args) -> dict:
     if args.compile:
         training_network, note = compiled(model, world, (args.device_batch_size, 3, *args.crop_size), amp.autocast)
         notes.append(note)
-    parallel = data_parallel(training_network, world)
+    parallel = data_parallel(training_network, world, optimizer)
 
     steps_per_epoch = steps_in_epoch(train_set, images_per_step)
     schedule_steps = args.epochs * steps_per_epoch if args.epochs else args.total_steps
@@ -186,6 +189,7 @@ def datasets(args):
 
 def check(args, world_size: int) -> None:
     """Raise InputError for what cannot work, before any process or training step starts."""
+    check_device_options(args)
     args.backbone = chosen_backbone(args)
     train_set, val_set = datasets(args)
     if args.check_data:

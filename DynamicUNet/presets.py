@@ -38,7 +38,6 @@ BASE = {
     "head_lr_factor": 10.0,
     "momentum": 0.9,
     "weight_decay": 1e-4,
-    "precision_mode": "allow_mix_precision",
     "eval_every_epochs": 1,
     "save_every_epochs": 0,  # 10 there; here each evaluation leaves a checkpoint
 }
@@ -106,10 +105,9 @@ ALIASES = {
     "more_path1": "pretrained",
     "warmup_iters": "warmup_steps",
     "perf_iter": "max_steps",
-    "perf_only": ("validate", False),
-    "skip_val": ("validate", False),
-    "no_cuda": ("device", "cpu"),
-    "fp32": ("amp", False),
+    "perf_only": {"validate": False},
+    "skip_val": {"validate": False},
+    "no_cuda": {"device": "cpu"},
     "log_iter": "log_every_steps",
     "val_epoch": "eval_every_epochs",
     "save_epoch": "save_every_epochs",

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a wro
 
 import torch
 
-from common.amp import Amp, autocast, effective_opt_level
+from common.amp import Amp, autocast, check_device_options, effective_opt_level
 from common.backbone import load_imagenet
 from common.cache import check_cache
 from common.checkpoint import (
@@ -46,9 +46,11 @@ from ICNet.model import ICNet, build_model, from_reference, imagenet_file, train
 
 def main(args) -> dict:
     """The whole run; returns what is written to result.json."""
-    world = setup(args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last)
+    world = setup(
+        args.device, args.device_list, args.seed, args.deterministic, args.hf32, args.channels_last, args.precision_mode
+    )
     workers = worker_count(args.workers, world)
-    opt_level = effective_opt_level(args.amp, args.opt_level, world)
+    opt_level = effective_opt_level(args.amp, args.opt_level, world, args.precision_mode)
     train_set, val_set = datasets(args)
     if args.evaluate:
         return score(args, val_set, world, workers, opt_level)
@@ -63,6 +65,7 @@ def main(args) -> dict:
         torch.optim.SGD,
         parameter_groups(model, args.lr, args.head_lr_factor),
         world,
+        args.fused_optimizer,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
     )
@@ -75,7 +78,7 @@ def main(args) -> dict:
     if args.compile:
         training_network, note = compiled(model, world, (args.device_batch_size, 3, *args.crop_size), amp.autocast)
         notes.append(note)
-    parallel = data_parallel(training_network, world)
+    parallel = data_parallel(training_network, world, optimizer)
 
     steps_per_epoch = steps_in_epoch(train_set, images_per_step)
     total_steps = min(args.max_steps or sys.maxsize, args.epochs * steps_per_epoch)
@@ -184,6 +187,7 @@ def datasets(args):
 
 def check(args, world_size: int) -> None:
     """Raise InputError for what cannot work, before any process or training step starts."""
+    check_device_options(args)
     train_set, val_set = datasets(args)
     if args.check_data:
         check_pairs(train_set.pairs if train_set else [])

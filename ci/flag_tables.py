@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.args import FLAGS, format_value  # noqa: E402  the line above makes it importable
+from common.args import FLAGS, format_setting, format_value  # noqa: E402  the line above makes it importable
 
 # What FLAGS says of each flag, in Chinese.
 CHINESE = {
@@ -85,7 +85,11 @@ CHINESE = {
     "beta1": "Adam 中梯度均值的衰减系数",
     "beta2": "Adam 中梯度平方均值的衰减系数",
     "hf32": "在 NPU 上用 HF32、在 CUDA 上用 TF32 计算 float32 乘积；默认由设备自行决定",
-    "precision_mode": "`must_keep_origin_dtype` 等同于 `--no_amp`；其余取值不改变混合精度的设置",
+    "precision_mode": (
+        "`must_keep_origin_dtype`：不用混合精度，NPU 的 float32 算子保持 float32；"
+        "`allow_fp32_to_fp16`：允许 NPU 以 float16 计算它们；`allow_mix_precision`：由 `--amp` 决定"
+    ),
+    "fused_optimizer": "用哪一家的优化器一次更新全部权重",
     "local_rank": "旧启动器传入的参数，它们同时设置 `LOCAL_RANK`：以后者为准",
     "local_addr": "本机的地址；torchrun 自动找到的地址无法从其他机器访问时才需要",
     "eval_every_steps": "每隔多少步评测并保存一次检查点",
@@ -102,9 +106,9 @@ def table(presets, meanings: dict[str, str]) -> list[str]:
     rows = []
     for name in [name for flags in FLAGS.values() for name in flags if name in default]:
         spellings = [
-            f"`--{spelling}`" if meaning == name else f"`--{spelling}` (`{format_value(meaning[1])}`)"
+            f"`--{spelling}`" if meaning == name else f"`--{spelling}` (`{format_setting(meaning)}`)"
             for spelling, meaning in presets.ALIASES.items()
-            if meaning == name or (isinstance(meaning, tuple) and meaning[0] == name)
+            if meaning == name or (isinstance(meaning, dict) and next(iter(meaning)) == name)
         ]
         value = shown(default[name] or "output/<preset>") if name == "output_dir" else shown(default[name])
         rows.append(f"| `--{name}` | {', '.join(spellings)} | {value} | {meanings[name]} |")

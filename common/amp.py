@@ -1,5 +1,6 @@
 """Mixed precision behind one `step`: opt levels O0, O1 and O2 on every device, without apex."""
 
+from argparse import Namespace
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -8,23 +9,52 @@ from torch.optim import Optimizer
 
 from common.device import (
     World,
+    check_layout,
     clear_overflow_flag,
     device_name,
+    find_device_type,
     has_bfloat16,
     overflow_flag,
+    owns_gradients,
     saturates,
     sum_over_ranks,
 )
 from common.errors import InputError
+from common.optimizer import check_source
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-def effective_opt_level(amp: bool | None, opt_level: str, world: World) -> str:
-    """The level a run works at. Without --amp or --no_amp: mixed precision on accelerators, float32 on the CPU."""
+def effective_opt_level(amp: bool | None, opt_level: str, world: World, precision_mode: str | None = None) -> str:
+    """The level a run works at. Without --amp or --no_amp: mixed precision on accelerators, float32 on the CPU.
+
+    `--precision_mode must_keep_origin_dtype` turns it off, whatever --amp says, as the scripts of the originals do.
+    """
     wanted = world.device.type != "cpu" if amp is None else amp
-    return opt_level if wanted else "O0"
+    return opt_level if wanted and precision_mode != "must_keep_origin_dtype" else "O0"
+
+
+def check_device_options(args: Namespace) -> None:
+    """Raise InputError for a layout, a precision or an optimizer that the device of the run has not.
+
+    For before any process starts: the device of `args` is asked, which on an NPU opens it.
+    """
+    device = torch.device(find_device_type(args.device), 0)
+    world = World(device)
+    check_layout(args.channels_last, device.type)
+    check_half_precision(
+        effective_opt_level(args.amp, args.opt_level, world, args.precision_mode), args.amp_dtype, world
+    )
+    check_source(args.fused_optimizer, device.type)
+
+
+def check_half_precision(opt_level: str, dtype: str, world: World) -> None:
+    """Raise InputError for bfloat16 on a chip without it."""
+    if opt_level != "O0" and dtype == "bf16" and not has_bfloat16(world):
+        raise InputError(
+            f"--amp_dtype bf16: {device_name(world.device)} has no bfloat16; use --amp_dtype fp16, or --no_amp"
+        )
 
 
 def autocast(opt_level: str, dtype: str, world: World) -> AbstractContextManager:
@@ -45,6 +75,10 @@ class Amp:
     loss_scale: "dynamic" or a number as text; "-1" means dynamic, as in the original command lines. Only fp16 needs
         a scale: with bf16 and O0 it is 1.
 
+    On chips that saturate instead of overflowing, the flag of the hardware counts as a gradient that is not finite,
+    at a fixed scale too. torch_npu's own scaler reads the same flag, but waits for the device several times a step,
+    never looks at a fixed scale, and cannot drive torch's fused optimizers; its state would fit no other device.
+
     At every level a step whose gradients are not finite changes neither weights nor momentum and is counted in
     `skipped_steps`, a tensor on the device: nothing here waits for the device when the optimizer is a fused one.
     Construct it after the model is on the device and before the optimizer's first step.
@@ -56,10 +90,7 @@ class Amp:
         self.model, self.optimizer, self.opt_level = model, optimizer, opt_level
         self.world, self.dtype = world, dtype
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=world.device)
-        if opt_level != "O0" and dtype == "bf16" and not has_bfloat16(world):
-            raise InputError(
-                f"--amp_dtype bf16: {device_name(world.device)} has no bfloat16; use --amp_dtype fp16, or --no_amp"
-            )
+        check_half_precision(opt_level, dtype, world)
         scaled = opt_level != "O0" and dtype == "fp16"
         self.saturates = scaled and saturates(world)
         dynamic = scaled and loss_scale in ("dynamic", "-1")
@@ -80,7 +111,10 @@ class Amp:
             clear_overflow_flag()
         self.scaler.scale(loss).backward()
         for half, master in self.masters:
-            master.grad = None if half.grad is None else half.grad.float()
+            if master.grad is not None and half.grad is not None:
+                master.grad.copy_(half.grad)  # it may be a part of a tensor that the optimizer owns
+            else:
+                master.grad = None if half.grad is None else half.grad.float()
         self.scaler.unscale_(self.optimizer)
         found = self.scaler._found_inf_per_device(self.optimizer)
         if self.saturates:
@@ -95,7 +129,12 @@ class Amp:
             for half, master in self.masters:
                 half.copy_(master)
                 half.grad = None
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not owns_gradients(self.optimizer))
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the loss scale follows the gradients."""
+        return self.static_scale is None
 
     def loss_scale(self) -> float:
         """The present loss scale (waits for the device)."""

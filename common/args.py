@@ -149,7 +149,8 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "amp": (bool, "mixed precision; default: on for NPU and CUDA, off on the CPU"),
         "precision_mode": (
             ("allow_mix_precision", "allow_fp32_to_fp16", "must_keep_origin_dtype"),
-            "must_keep_origin_dtype turns mixed precision off, the others leave it to --amp",
+            "must_keep_origin_dtype: no mixed precision, and an NPU keeps float32 operators in float32; "
+            "allow_fp32_to_fp16: it may compute them in float16; allow_mix_precision: --amp decides",
         ),
         "opt_level": (("O0", "O1", "O2"), "with --amp: float32, autocast, or half weights with float32 masters"),
         "amp_dtype": (("fp16", "bf16"), "the half precision"),
@@ -157,6 +158,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "hf32": (
             bool,
             "HF32 on NPU, TF32 on CUDA for float32 products; default: as the device does by itself",
+        ),
+        "fused_optimizer": (
+            ("torch", "torch_npu", "apex", "off"),
+            "whose optimizer updates all weights in one pass",
         ),
     },
     "devices": {
@@ -209,7 +214,9 @@ RUN: dict[str, object] = {
     "opt_level": "O1",
     "amp_dtype": "fp16",
     "loss_scale": "dynamic",
+    "precision_mode": None,
     "hf32": None,
+    "fused_optimizer": "torch",
     "device": "auto",
     "devices": 1,
     "device_list": None,
@@ -251,6 +258,10 @@ RUN_ALIASES = {
     "device_id": "device_list",
     "addr": "master_addr",
     "port": "master_port",
+    "apex": "amp",
+    "apex_opt_level": "opt_level",
+    "loss_scale_value": "loss_scale",
+    "fp32": {"amp": False, "hf32": False},
 }
 # Pairs of which a command line gives one: the same number in two units.
 EITHER_OR = (
@@ -287,7 +298,7 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
     """The values of the chosen preset with the command line's flags over them.
 
     presets: a folder's module with PRESETS {name: {flag: value}}, the first of which is the default, and ALIASES
-    {original spelling: flag}, or {original spelling: (flag, value)} for one that stands for a flag with its value.
+    {original spelling: flag}, or {original spelling: {flag: value}} for one that stands for flags with their values.
     Ends with exit code 2 and one line for a flag or a value that is not accepted.
     The result has also `preset` and `given`: the names of the flags that stood on the command line.
     """
@@ -305,10 +316,12 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
         help=f"the recipe whose values are the defaults below: {', '.join(presets.PRESETS)}; default: {default}",
     )
     aliases: dict[str, list[str]] = {}
-    settings: dict[str, list[tuple[str, object]]] = {}
+    settings: dict[
+        str, list[tuple[str, dict[str, object]]]
+    ] = {}  # first flag that it sets -> spelling, all that it sets
     for spelling, meaning in presets.ALIASES.items():
-        if isinstance(meaning, tuple):
-            settings.setdefault(meaning[0], []).append((f"--{spelling}", meaning[1]))
+        if isinstance(meaning, dict):
+            settings.setdefault(next(iter(meaning)), []).append((f"--{spelling}", meaning))
         else:
             aliases.setdefault(meaning, []).append(f"--{spelling}")
     for topic, flags in FLAGS.items():
@@ -316,10 +329,10 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
         for name, (kind, text) in flags.items():
             if name in values:
                 _add_flag(group, name, kind, text, aliases.get(name, []), values[name], presets)
-                for spelling, value in settings.get(name, []):
+                for spelling, meaning in settings.get(name, []):
                     group.add_argument(
-                        spelling, dest=name, action="store_const", const=value, default=_DEFAULT,
-                        help=f"--{name}={format_value(value)}",
+                        spelling, dest=name, action=_SetFlags, nargs=0, const=meaning, default=_DEFAULT,
+                        help=format_setting(meaning),
                     )  # fmt: skip
     args = parser.parse_args(argv)
     args.given = sorted(name for name in values if getattr(args, name) is not _DEFAULT)
@@ -335,6 +348,14 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
 
 
 _DEFAULT = object()  # told from every value that a command line can give
+
+
+class _SetFlags(argparse.Action):
+    """For a spelling that stands for several flags: gives each its value."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for flag, value in self.const.items():
+            setattr(namespace, flag, value)
 
 
 def _add_flag(group, name: str, kind, text: str, aliases: list[str], default, presets: ModuleType) -> None:
@@ -364,6 +385,11 @@ def format_value(value) -> str:
     if isinstance(value, tuple):
         return str(value[0]) if value[0] == value[1] else "x".join(map(str, value))
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def format_setting(values: dict[str, object]) -> str:
+    """Flags with their values as they are written on the command line."""
+    return " ".join(f"--{flag}={format_value(value)}" for flag, value in values.items())
 
 
 def _metavar(kind) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib.util
 import inspect
 import logging
 import os
@@ -20,7 +19,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from common import npu
 from common.errors import Diverged, InputError
 from common.winograd import use_winograd
 
@@ -61,10 +62,10 @@ def find_device_type(kind: str = "auto") -> str:
     """
     kind = {"gpu": "cuda"}.get(kind, kind)
     if kind == "auto":
-        if _has_torch_npu() and _npu_problem() is None:
+        if npu.installed() and npu.problem() is None:
             return "npu"
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "npu" and (problem := _npu_problem()):
+    if kind == "npu" and (problem := npu.problem()):
         raise InputError(f"--device npu cannot be used: {problem}; or use --device cuda, --device cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
@@ -75,23 +76,15 @@ def find_device_type(kind: str = "auto") -> str:
     return kind
 
 
-def _has_torch_npu() -> bool:
-    """Whether the plugin is there; not whether it works."""
-    return "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu") is not None
-
-
-def _npu_problem() -> str | None:
-    """Why no NPU can be used, with the remedy; None when one can."""
-    if not _has_torch_npu():
-        return f"torch_npu is not installed; install the torch-npu release that pairs with torch {torch.__version__}"
-    try:
-        import torch_npu  # noqa: F401  the import registers the device; only needed where an NPU is
-    except Exception as error:  # whatever a plugin raises that does not fit torch or CANN
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return f"torch_npu does not import ({reason}); source CANN's set_env.sh, and check that the versions pair"
-    if not torch.npu.is_available():
-        return "torch_npu sees no device; check with npu-smi info"
-    return None
+def why_this_device(device_type: str) -> str:
+    """What --device auto has found, in one line: the device type that it took, and why none that comes before it."""
+    if device_type == "npu":
+        return "running on the NPU (--device auto)"
+    reasons = [npu.problem() if npu.installed() else "torch_npu is not installed"]
+    if device_type == "cuda":
+        return f"running on CUDA (--device auto): {reasons[0]}"
+    reasons.append("torch sees no CUDA device")
+    return f"running on the CPU (--device auto): {'; '.join(reasons)}"
 
 
 def cpu_cores() -> int:
@@ -113,8 +106,8 @@ def local_devices(args: Namespace) -> list[int]:
     """
     device_type = find_device_type(args.device)
     available = device_count(device_type)
-    if device_type != "npu" and args.device == "auto" and _has_torch_npu():
-        print(f"running on the {device_type.upper()}: {_npu_problem()}", file=sys.stderr)
+    if args.device == "auto":
+        print(why_this_device(device_type), flush=True)
     wanted = list(range(args.devices))
     if args.device_list:
         wanted = args.device_list
@@ -130,7 +123,7 @@ def local_devices(args: Namespace) -> list[int]:
             f"use --devices {available}, --device_list with some of 0..{available - 1}, or --device cpu"
         )
     if device_type == "cpu" and args.device == "auto" and len(wanted) > 1:
-        reason = f"no CUDA, and {_npu_problem()}" if _has_torch_npu() else "neither NPU nor CUDA"
+        reason = f"no CUDA, and {npu.problem()}" if npu.installed() else "neither NPU nor CUDA"
         raise InputError(
             f"{len(wanted)} devices are asked for and 0 found ({reason}); use --devices 1 or "
             "--device_list 0 for one process on the CPU, or --device cpu --devices 2 for processes on the CPU"
@@ -274,22 +267,20 @@ def setup(
     deterministic: bool = False,
     hf32: bool | None = None,
     channels_last: bool | None = None,
+    precision_mode: str | None = None,
 ) -> World:
     """Choose this process's device, join the others when started by torchrun, and seed every generator.
 
     With `deterministic`, operators that have a repeatable form use it (slower); where one has none, torch warns.
     On the CPU two runs are then equal bit for bit. `hf32` allows (or forbids) HF32 on NPU and TF32 on CUDA in float32
     convolutions and matrix products; None leaves what the device does by itself. `channels_last` is the layout of
-    images, features and weights; None takes it where there are kernels for it, on CPU and CUDA. Raises InputError when
-    there is no device for this process, and for a layout that the device has not.
+    images, features and weights; None takes it where there are kernels for it, on CPU and CUDA. `precision_mode` is an
+    NPU's way with float32 operators (`common.npu.set_up`). Raises InputError when there is no device for this process,
+    and for a layout that the device has not.
     """
     device_type = find_device_type(kind)
     channels_last = device_type != "npu" if channels_last is None else channels_last
-    if channels_last and device_type == "npu":
-        raise InputError(
-            "--channels_last is on, and an NPU takes contiguous tensors alone; leave the flag out, "
-            "or give --no_channels_last"
-        )
+    check_layout(channels_last, device_type)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device_type == "cpu":
@@ -309,10 +300,7 @@ def setup(
         # device_id lets the communicator form at once, on this device
         dist.init_process_group(BACKENDS[device_type], device_id=device if device_type == "cuda" else None)
     if device_type == "npu":
-        torch.npu.set_compile_mode(jit_compile=False)  # ready-made kernels; no compilation for each new shape
-        torch.npu.config.allow_internal_format = False
-    if hf32 is not None and device_type == "npu":
-        torch.npu.matmul.allow_hf32 = torch.npu.conv.allow_hf32 = hf32
+        npu.set_up(hf32, precision_mode)
     elif hf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = hf32
     if deterministic:
@@ -324,6 +312,15 @@ def setup(
     np.random.seed(seed)  # noqa: NPY002  for libraries that draw from the global generator; ours have their own
     torch.manual_seed(seed)  # the same on every rank: the same initial weights
     return World(device, rank, size, channels_last)
+
+
+def check_layout(channels_last: bool | None, device_type: str) -> None:
+    """Raise InputError for a layout that the device has not."""
+    if channels_last and device_type == "npu":
+        raise InputError(
+            "--channels_last is on, and an NPU takes contiguous tensors alone; leave the flag out, "
+            "or give --no_channels_last"
+        )
 
 
 def keep_freed_memory(keep: bool = True) -> None:
@@ -352,8 +349,10 @@ def place(model: nn.Module, world: World) -> nn.Module:
     return model.to(world.device, memory_format=world.memory_format)
 
 
-def data_parallel(model: nn.Module, world: World) -> nn.Module:
+def data_parallel(model: nn.Module, world: World, optimizer: Optimizer) -> nn.Module:
     """The model, averaging gradients over the processes when there are several.
+
+    Gradients are views of the buffers of the communication, unless the optimizer keeps them in one of its own.
 
     Batch-norm statistics are not exchanged in every step: training does not read them, and `share_buffers` makes
     them equal before an evaluation. For batch norms over the images of all processes see `common.norm`.
@@ -365,7 +364,12 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
     renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters
     no_exchange = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     device_ids = None if world.device.type == "cpu" else [world.device.index]
-    return parallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **no_exchange)
+    return parallel(model, device_ids=device_ids, gradient_as_bucket_view=not owns_gradients(optimizer), **no_exchange)
+
+
+def owns_gradients(optimizer: Optimizer) -> bool:
+    """Whether the optimizer keeps all gradients in one tensor of its own, as those of torch_npu do."""
+    return getattr(optimizer, "is_fused_optimizer", False)
 
 
 def share_buffers(model: nn.Module, world: World) -> None:

@@ -1,5 +1,6 @@
 """The one place that chooses how an optimizer is carried out."""
 
+import importlib
 from collections.abc import Iterable
 
 import torch
@@ -7,25 +8,58 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from common.device import World
+from common.errors import InputError
 
 FUSED_DEVICES = ("cpu", "cuda", "npu")  # that have fused kernels; of torch_npu, 2.13 is known to
 
 
 def fused_optimizer(
-    kind: type[Optimizer], parameters: Iterable[Tensor] | Iterable[dict], world: World, **options: object
+    kind: type[Optimizer],
+    parameters: Iterable[Tensor] | Iterable[dict],
+    world: World,
+    source: str = "torch",
+    **options: object,
 ) -> Optimizer:
-    """torch.optim.SGD or Adam with all their arithmetic in one pass over the weights, where the device has that.
+    """SGD or Adam with all their arithmetic in one pass over the weights, where the device has that.
 
-    kind: the class. parameters: tensors, or groups of them with their own options. A fused optimizer also skips a step
-    that is not finite without the host waiting for the device to know it.
+    kind: torch.optim.SGD or Adam. parameters: tensors, or groups of them with their own options. source: whose passes,
+    "torch", "torch_npu", "apex" or, for one operator after another, "off". Those of torch skip a step that is not
+    finite without the host waiting for the device to know it; the others wait. The state of each loads into the others.
+    Raises InputError where `source` is not there for the device.
     """
-    optimizer = kind(parameters, fused=world.device.type in FUSED_DEVICES, **options)
+    if source in ("torch_npu", "apex"):
+        return _foreign(kind, source, world.device.type)(parameters, **options)
+    optimizer = kind(parameters, fused=source == "torch" and world.device.type in FUSED_DEVICES, **options)
     optimizer.register_load_state_dict_post_hook(_lay_out_like_weights)
     if world.device.type == "cpu" and world.channels_last:
         turned: list[Tensor] = []
         optimizer.register_step_pre_hook(lambda optimizer, *_: _channels_to_the_end(optimizer, turned))
         optimizer.register_step_post_hook(lambda optimizer, *_: _channels_back(optimizer, turned))
     return optimizer
+
+
+def check_source(source: str, device_type: str) -> None:
+    """Raise InputError when there are no fused optimizers of this source for the device."""
+    if source in ("torch_npu", "apex"):
+        _foreign(torch.optim.SGD, source, device_type)
+
+
+def _foreign(kind: type[Optimizer], source: str, device_type: str) -> type[Optimizer]:
+    """The class of torch_npu or apex that does what `kind` does."""
+    if device_type == "cpu" or (source, device_type) == ("torch_npu", "cuda"):
+        raise InputError(
+            f"--fused_optimizer {source} is for {'an NPU' if source == 'torch_npu' else 'NPU and CUDA'}, and this run "
+            f"is on {device_type.upper()}; use --fused_optimizer torch"
+        )
+    module = {"torch_npu": "torch_npu.optim", "apex": "apex.optimizers"}[source]
+    name = f"{'NpuFused' if device_type == 'npu' else 'Fused'}{kind.__name__}"
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"--fused_optimizer {source}: {module}.{name} cannot be imported ({error}); install {source} for this "
+            "device, or use --fused_optimizer torch"
+        ) from None
 
 
 def _channels_to_the_end(optimizer: Optimizer, turned: list[Tensor]) -> None:

@@ -28,6 +28,7 @@ from common.errors import Diverged, InputError
 from common.waiting import DataWait, Reading
 
 RATE_WARMUP_STEPS = 10  # steps that do not count in images/s: workers start, kernels are chosen
+LEAST_LOSS_SCALE = 1.0  # of a dynamic one: below it, fp16 would lose fewer gradients without a scale
 MAX_SKIPPED_IN_A_ROW = 40  # a dynamic loss scale has come from 2^16 to 2^-24 by then: it is not the scale
 RUN_MARK = "config.json"  # a folder that holds it is a run of ours
 
@@ -168,6 +169,7 @@ class RunLog:
             )
         if amp is not None:
             self._check_skipped(amp.skipped_steps.item(), steps)
+            self._check_loss_scale(amp)
         self.loss = losses.mean().item()
         rate = steps * self.images_per_step / seconds
         if rated and self.step > self._warm:
@@ -187,6 +189,15 @@ class RunLog:
             raise Diverged(
                 f"the gradients of the last {self._skipped_in_a_row} steps up to {self.step} of {self.total_steps} "
                 "were not finite, and the steps skipped; lower --lr or a fixed --loss_scale, or try --no_amp"
+            )
+
+    def _check_loss_scale(self, amp) -> None:
+        """Raise Diverged when a dynamic loss scale has fallen so far that small gradients are lost."""
+        if amp.is_dynamic and amp.loss_scale() < LEAST_LOSS_SCALE:
+            raise Diverged(
+                f"the loss scale has fallen to {amp.loss_scale():g} at step {self.step} of {self.total_steps}, with "
+                f"{amp.skipped_steps.item()} skipped steps: gradients overflow fp16 whatever it is; lower --lr, use "
+                "--amp_dtype bf16 where the device has it, or --no_amp"
             )
 
     def _reading(self) -> Reading:

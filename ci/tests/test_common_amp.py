@@ -301,3 +301,6 @@ def test_effective_opt_level():
     assert effective_opt_level(None, "O1", world()) == "O0"
     assert effective_opt_level(True, "O2", world()) == "O2"
     assert effective_opt_level(False, "O2", npu) == "O0"
+    assert effective_opt_level(True, "O2", npu, "must_keep_origin_dtype") == "O0"
+    assert effective_opt_level(True, "O2", npu, "allow_fp32_to_fp16") == "O2"
+    assert effective_opt_level(False, "O2", npu, "allow_mix_precision") == "O0"

@@ -259,8 +259,8 @@ def test_every_value_of_a_preset_is_one_that_its_own_flag_accepts(folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_aliases_name_flags_and_hide_none(folder):
     presets = module(folder, "presets")
-    meanings = [meaning[0] if isinstance(meaning, tuple) else meaning for meaning in presets.ALIASES.values()]
-    assert set(meanings) <= presets.BASE.keys()
+    for meaning in presets.ALIASES.values():
+        assert set(meaning if isinstance(meaning, dict) else [meaning]) <= presets.BASE.keys()
     assert not presets.ALIASES.keys() & presets.BASE.keys()
     assert set(RUN) <= presets.BASE.keys()
 
@@ -274,16 +274,23 @@ def test_one_number_in_two_units_is_given_in_one(capsys, one, other):
     assert f"--{one} and --{other} say the same" in refused(capsys, presets, f"--{one}=2", "--spelled=3")
 
 
-def test_a_spelling_may_stand_for_a_flag_with_its_value(capsys):
+def test_a_spelling_may_stand_for_flags_with_their_values(capsys):
     presets = ModuleType("presets")
     presets.__file__ = icnet.__file__
     presets.PRESETS = {"default": {**icnet.BASE, "validate": True}}
-    presets.ALIASES = {"skip_val": ("validate", False), "no_cuda": ("device", "cpu")}
+    presets.ALIASES = {
+        "skip_val": {"validate": False}, "no_cuda": {"device": "cpu"}, "fp32": {"amp": False, "hf32": False},
+    }  # fmt: skip
     args = parse_args(presets, ["--skip-val", "--no_cuda"])
     assert (args.validate, args.device) == (False, "cpu")
     assert parse_args(presets, []).validate is True
     assert parse_args(presets, ["--skip_val", "--validate"]).validate is True, "the last word counts"
     refused(capsys, presets, "--skip_val=1")
+    args = parse_args(presets, ["--hf32", "--fp32"])
+    assert (args.amp, args.hf32) == (False, False)
+    assert {"amp", "hf32"} <= set(args.given)
+    args = parse_args(presets, ["--fp32", "--hf32"])
+    assert (args.amp, args.hf32) == (False, True), "the last word counts"
 
 
 def test_flags_are_answered_without_importing_torch():

@@ -1,12 +1,16 @@
 """common/optimizer.py: one pass over the weights, whatever lies how in memory."""
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from ci.tests.operators import Operators
 from common.device import World
-from common.optimizer import fused_optimizer
+from common.errors import InputError
+from common.optimizer import check_source, fused_optimizer
 
 KINDS = [(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}), (torch.optim.Adam, {"weight_decay": 0.01})]
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -98,3 +102,44 @@ def test_shapes_that_look_the_same_when_turned(shape):
             optimizer.step()
         results.append(weight.detach())
     assert torch.allclose(*results, rtol=0, atol=1e-6)
+
+
+def test_one_operator_after_another_on_request():
+    """The same weights up to rounding, and no pass over all of them."""
+    results = []
+    for source in ("off", "torch"):
+        model = layer(torch.contiguous_format)
+        optimizer = fused_optimizer(torch.optim.SGD, model.parameters(), World(torch.device("cpu")), source, lr=0.1)
+        assert bool(optimizer.defaults["fused"]) == (source == "torch")
+        steps(optimizer, model, 2, seed=1)
+        results.append(model.weight.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_apex_is_taken_when_asked_for(monkeypatch):
+    """By the name that it has on the device."""
+    apex = ModuleType("apex.optimizers")
+    for name in ("FusedSGD", "FusedAdam", "NpuFusedSGD", "NpuFusedAdam"):
+        setattr(apex, name, type(name, (getattr(torch.optim, name.replace("Npu", "").replace("Fused", "")),), {}))
+    monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.optimizers", apex)
+    for device_type, prefix in (("cuda", "Fused"), ("npu", "NpuFused")):
+        for kind, options in KINDS:
+            world = SimpleNamespace(device=SimpleNamespace(type=device_type))
+            parameters = layer(torch.contiguous_format).parameters()
+            optimizer = fused_optimizer(kind, parameters, world, "apex", lr=0.1, **options)
+            assert type(optimizer).__name__ == prefix + kind.__name__
+            assert optimizer.defaults["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize("source, device_type, message", [
+    ("apex", "cuda", "apex.optimizers.FusedSGD cannot be imported .*install apex .*--fused_optimizer torch"),
+    ("apex", "cpu", "apex is for NPU and CUDA, and this run is on CPU; use --fused_optimizer torch"),
+    ("torch_npu", "cuda", "torch_npu is for an NPU, and this run is on CUDA; use --fused_optimizer torch"),
+])  # fmt: skip
+def test_an_optimizer_that_is_not_there_is_an_error(monkeypatch, source, device_type, message):
+    monkeypatch.setitem(sys.modules, "apex", None)
+    with pytest.raises(InputError, match=message):
+        check_source(source, device_type)
+    for own in ("torch", "off"):
+        check_source(own, device_type)

@@ -240,8 +240,27 @@ def test_a_score_that_is_nan_is_never_the_best(tmp_path):
     assert log.eval({"miou": 0.0}) is True
 
 
+def fake_amp(loss_scale, is_dynamic=True):
+    return SimpleNamespace(
+        opt_level="O1", loss_scale=loss_scale, is_dynamic=is_dynamic, skipped_steps=torch.tensor(0)
+    )  # fmt: skip
+
+
+def test_a_loss_scale_that_collapses_stops_the_run_with_advice(tmp_path):
+    scale = 4.0
+    amp = fake_amp(lambda: scale)
+    log = open_log(tmp_path / "run", total=200)
+    for step, scale in enumerate((4.0, 2.0, 1.0)):  # noqa: B007  `amp` reads the variable
+        train(log, [step], amp=amp)
+    scale = 0.5
+    amp.skipped_steps += 1
+    with pytest.raises(Diverged, match="fallen to 0.5 at step 4 of 200, with 1 skipped steps.*--lr.*bf16.*--no_amp"):
+        train(log, [3], amp=amp)
+    train(open_log(tmp_path / "fixed"), [0], amp=fake_amp(lambda: 0.5, is_dynamic=False))  # as it was asked for
+
+
 def test_a_run_that_skips_every_step_is_stopped(tmp_path):
-    amp = SimpleNamespace(opt_level="O1", loss_scale=lambda: 1e9, skipped_steps=torch.tensor(0))
+    amp = fake_amp(lambda: 1e9)
     log = open_log(tmp_path / "run", total=200)
     with pytest.raises(Diverged, match="gradients of the last 40 steps up to 41 of 200 were not finite"):
         for step in range(200):
@@ -254,7 +273,7 @@ def test_a_run_that_skips_every_step_is_stopped(tmp_path):
 
 
 def test_skipped_steps_and_the_loss_scale_are_reported(tmp_path, capsys):
-    amp = SimpleNamespace(opt_level="O1", loss_scale=lambda: 1024.0, skipped_steps=torch.tensor(0))
+    amp = fake_amp(lambda: 1024.0)
     log = open_log(tmp_path / "run")
     train(log, [0], amp=amp)
     amp.skipped_steps += 2
@@ -266,7 +285,8 @@ def test_skipped_steps_and_the_loss_scale_are_reported(tmp_path, capsys):
 
 
 def test_steps_that_float32_skips_are_reported_too(tmp_path):
-    amp = SimpleNamespace(opt_level="O0", loss_scale=lambda: 1.0, skipped_steps=torch.tensor(1))
+    amp = fake_amp(lambda: 1.0, is_dynamic=False)
+    amp.skipped_steps += 1
     train(open_log(tmp_path / "run"), [0], amp=amp)
     assert rows(tmp_path / "run")[0]["skipped_steps"] == 1
 

@@ -413,6 +413,19 @@ def test_o2_trains_and_resumes_in_half_precision(folder, data, tmp_path):
 # ---- the command line
 
 
+def test_precision_has_the_same_spellings_everywhere(folder):
+    """Those of apex and of the original scripts, whichever model they are of."""
+    presets = module(folder, "presets")
+    args = parse_args(
+        presets, ["--apex", "--apex-opt-level=O2", "--loss-scale=-1", "--precision_mode=allow_fp32_to_fp16"]
+    )
+    assert (args.amp, args.opt_level, args.loss_scale) == (True, "O2", "-1")
+    assert args.precision_mode == "allow_fp32_to_fp16"
+    args = parse_args(presets, ["--fp32", "--opt-level", "O1", "--loss_scale_value", "128"])
+    assert (args.amp, args.hf32, args.opt_level, args.loss_scale) == (False, False, "O1", "128")
+    assert parse_args(presets, []).precision_mode is None
+
+
 def test_every_flag_of_the_original_readme_means_what_it_meant(folder):
     presets = module(folder, "presets")
     for flag, name, value in ORIGINAL_FLAGS.get(folder, ()):

@@ -18,7 +18,7 @@ import pytest
 
 import common.predict
 from ci.tests.folders import FOLDERS, ROOT, module
-from common.args import FLAGS, format_value, parse_args
+from common.args import FLAGS, format_setting, parse_args
 from common.tools import benchmark, cache
 from common.tools.complexity import complexity_of
 
@@ -318,9 +318,9 @@ def test_the_table_of_flags_is_that_of_the_presets(folder, name):
     for quoted, spellings, shown, meaning in rows:
         flag = quoted.strip("`-")
         known = [
-            f"`--{spelling}`" if meant == flag else f"`--{spelling}` (`{format_value(meant[1])}`)"
+            f"`--{spelling}`" if meant == flag else f"`--{spelling}` (`{format_setting(meant)}`)"
             for spelling, meant in presets.ALIASES.items()
-            if flag == (meant[0] if isinstance(meant, tuple) else meant)
+            if flag == (next(iter(meant)) if isinstance(meant, dict) else meant)
         ]
         assert spellings == ", ".join(known), flag
         value = (default[flag] or "output/<preset>") if flag == "output_dir" else default[flag]
@@ -361,8 +361,8 @@ def train_flags(folder: str) -> set[str]:
     """Every name that the folder's train.py takes."""
     presets = module(folder, "presets")
     default = next(iter(presets.PRESETS.values()))
-    switches = {f"no_{name}" for name, value in default.items() if isinstance(value, bool) or name == "amp"}
-    return {"help", "preset", *default, *presets.ALIASES, *switches}
+    switches = {f"no_{name}" for flags in FLAGS.values() for name, (kind, _) in flags.items() if kind is bool}
+    return {"help", "preset", *default, *presets.ALIASES, *(name for name in switches if name[3:] in default)}
 
 
 def alternatives(word: str) -> list[str]:

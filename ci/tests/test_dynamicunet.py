@@ -13,7 +13,6 @@ from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
 from common import IGNORE_INDEX
-from common.args import parse_args
 from common.backbone import load_imagenet
 from common.errors import InputError
 from DynamicUNet import presets as dynamicunet_presets
@@ -27,7 +26,7 @@ from DynamicUNet.model import (
     imagenet_file,
     training_loss,
 )
-from DynamicUNet.train import learning_rate_schedule, mixed_precision, parameter_groups
+from DynamicUNet.train import learning_rate_schedule, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -457,14 +456,3 @@ def test_torchvision_weights_load_whole(tmp_path, untrained):
     said = load_imagenet(fresh.encoder, imagenet_file("resnet18", str(tmp_path)))
     assert said.startswith("backbone: all ")
     assert torch.equal(fresh.encoder.layer4[1].conv2.weight, untrained.encoder.layer4[1].conv2.weight)
-
-
-@pytest.mark.parametrize(("flags", "expected"), [
-    (["--amp", "--precision_mode=must_keep_origin_dtype"], False),
-    (["--amp", "--precision_mode=allow_fp32_to_fp16"], True),
-    (["--amp"], True),
-    (["--fp32"], False),
-    ([], None),
-])  # fmt: skip
-def test_precision_mode(flags, expected):
-    assert mixed_precision(parse_args(dynamicunet_presets, flags)) is expected

@@ -51,8 +51,7 @@ class Folder(NamedTuple):
         return place(self.module("model").build_model(**self.network_options()), world)
 
     def opt_level(self, world: World) -> str:
-        mixed = getattr(self.module("train"), "mixed_precision", lambda args: args.amp)(self.args)
-        return effective_opt_level(mixed, self.args.opt_level, world)
+        return effective_opt_level(self.args.amp, self.args.opt_level, world, self.args.precision_mode)
 
     def world(self) -> World:
         args = self.args
@@ -63,6 +62,7 @@ class Folder(NamedTuple):
             args.deterministic,
             args.hf32,
             args.channels_last,
+            args.precision_mode,
         )
 
 

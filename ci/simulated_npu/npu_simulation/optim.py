@@ -6,23 +6,53 @@ _DTYPES = (torch.float32, torch.float16)
 
 
 class _Fused:
-    """What the fused optimizers demand of their parameters and do not offer."""
+    """What the fused optimizers demand of their parameters and do not offer.
 
-    is_npu_fused_optimizer = True
+    In the first step or `zero_grad` all parameters and all gradients move into one tensor each, and stay there: a
+    gradient that is replaced afterwards would be ignored by the plugin, and is an error here.
+    """
+
+    is_fused_optimizer = True
 
     def __init__(self, params, *args, **kwargs):
-        super().__init__(params, *args, **kwargs)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.device.type != "npu" or parameter.dtype not in _DTYPES or not parameter.is_contiguous():
-                    raise TypeError(
-                        f"a fused optimizer takes contiguous float32 or float16 parameters on the NPU, not "
-                        f"{parameter.dtype} on {parameter.device}"
-                    )
+        super().__init__(params, *args, foreach=False, **kwargs)
+        self._combined: list[tuple[torch.nn.Parameter, int]] = []  # parameter, address of its gradient
+
+    def _combine(self) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for p in parameters:
+            if p.device.type != "npu" or p.dtype not in _DTYPES or not p.is_contiguous():
+                raise TypeError(
+                    f"a fused optimizer takes contiguous float32 or float16 parameters on the NPU, not {p.dtype} on "
+                    f"{p.device}"
+                )
+            if p.grad.untyped_storage().nbytes() != p.grad.numel() * p.grad.element_size():
+                raise RuntimeError("a fused optimizer takes gradients that are no views of a larger tensor")
+        for dtype in _DTYPES:
+            of_dtype = [p for p in parameters if p.dtype == dtype]
+            for tensors in ([p.data for p in of_dtype], [p.grad for p in of_dtype]):
+                if tensors:
+                    parts = torch.cat([tensor.reshape(-1) for tensor in tensors]).split([t.numel() for t in tensors])
+                    for tensor, part in zip(tensors, parts, strict=True):
+                        tensor.set_(part.view(tensor.shape))
+        self._combined = [(p, p.grad.data_ptr()) for p in parameters]
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        if not self._combined:
+            self._combine()
+        for p, address in self._combined:
+            if p.grad is None or p.grad.data_ptr() != address:
+                raise RuntimeError("a gradient is no longer the one that the fused optimizer keeps")
+
+    def step(self, closure=None):
+        self._check()
+        return super().step(closure)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         if set_to_none:
             raise ValueError("set_to_none is not supported in fused optimizers")
+        self._check()
         super().zero_grad(set_to_none=False)
 
 
