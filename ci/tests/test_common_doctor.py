@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ci.tests.folders import ROOT
 from common.device import cpu_cores
-from common.tools import doctor
+from common.tools import doctor, trial_step
 
 COMMAND = [sys.executable, "-m", "common.tools.doctor"]
 TORCH = doctor._minor(torch.__version__)
@@ -284,28 +284,28 @@ def test_cards_are_counted_by_their_names(monkeypatch):
 
 def test_the_expected_step_is_that_of_the_central_difference():
     """A weight's change is -lr times the slope of the loss, which is measured here."""
-    expected = doctor.expected_step()
-    images, labels = doctor._batch()
+    expected = trial_step.expected_step()
+    images, labels = trial_step._batch()
     assert (labels == 255).any() and set(labels.unique().tolist()) == {0, 1, 2, 3, 255}
     for name, index in (("0.weight", (3, 1, 2, 0)), ("4.weight", (5, 2, 0, 1)), ("5.bias", (7,)), ("7.bias", (2,))):
         losses = []
         for shift in (1e-5, -1e-5):
-            model = doctor._network().double()
+            model = trial_step._network().double()
             with torch.no_grad():
                 dict(model.named_parameters())[name][index] += shift
-            losses.append(doctor._loss(model, images.double(), labels).item())
+            losses.append(trial_step._loss(model, images.double(), labels).item())
         slope = (losses[0] - losses[1]) / 2e-5
-        assert expected.changes[name][index].item() == pytest.approx(-doctor.LR * slope, rel=1e-3, abs=1e-7)
+        assert expected.changes[name][index].item() == pytest.approx(-trial_step.LR * slope, rel=1e-3, abs=1e-7)
     assert expected.losses[1] < expected.losses[0]
 
 
 def test_errors_are_relative_and_the_worst_counts():
     change = torch.tensor([3.0, 4.0])
-    expected = doctor.Step((2.0, 1.0), {"a": change, "b": change})
-    wrong = doctor.Step((2.0, 1.1), {"a": change, "b": change + torch.tensor([0.0, 0.5])})
-    assert doctor.step_errors(wrong, expected) == pytest.approx((0.1, 0.1))
-    not_finite = doctor.Step((float("nan"), 1.0), {"a": change * float("nan"), "b": change})
-    assert all(error != error for error in doctor.step_errors(not_finite, expected))
+    expected = trial_step.Step((2.0, 1.0), {"a": change, "b": change})
+    wrong = trial_step.Step((2.0, 1.1), {"a": change, "b": change + torch.tensor([0.0, 0.5])})
+    assert trial_step.step_errors(wrong, expected) == pytest.approx((0.1, 0.1))
+    not_finite = trial_step.Step((float("nan"), 1.0), {"a": change * float("nan"), "b": change})
+    assert all(error != error for error in trial_step.step_errors(not_finite, expected))
 
 
 def without_dilation(layer, images, weight, bias):
@@ -351,7 +351,7 @@ def test_a_device_that_fails_is_the_last_line(monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("call aclnnConvolution failed\nEZ9999: Inner Error!\nTraceBack")
 
-    monkeypatch.setattr(doctor, "device_step", fail)
+    monkeypatch.setattr(trial_step, "device_step", fail)
     assert doctor.main(["--device", "cpu"]) == 1
     last = last_line(capsys.readouterr().out)
     assert last.startswith("NOT READY: the training step on cpu in float32: FAILS: RuntimeError: call aclnnConvolution")

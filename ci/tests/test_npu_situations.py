@@ -4,6 +4,7 @@ SITUATIONS is the table; docs/npu.md explains each of its lines.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +185,15 @@ def test_without_the_plugins_libraries_auto_still_trains(tmp_path):
     assert "running on the CPU (--device auto): CANN's library libhccl.so is not found" in run.stdout
     plain = subprocess.run([sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True)
     assert plain.returncode != 0 and "TORCH_DEVICE_BACKEND_AUTOLOAD" in plain.stderr, "what the run has been spared"
+
+
+@pytest.mark.parametrize("name", ["npu.md", "npu.zh.md"])
+def test_the_document_has_each_of_these_lines(name):
+    """By a part of it, in the first table of its chapter on errors; and no part that no line has."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    chapter = text.partition("test_npu_situations.py")[2].partition("\n\n| ")[2].partition("\n\n")[0]
+    parts = re.findall(r"^\| `([^`]+)` \|", chapter, re.MULTILINE)
+    lines = {situation.line for situation in SITUATIONS.values()}
+    assert parts
+    assert [part for part in parts if not any(part in line for line in lines)] == []
+    assert [line for line in lines if not any(part in line for part in parts)] == []

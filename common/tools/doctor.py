@@ -25,13 +25,11 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from common.args import Parser
 
 if TYPE_CHECKING:  # torch takes seconds to import, and may be what is broken: each function imports what it needs
-    from torch import Tensor, nn
-
     from common.device import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,11 +78,6 @@ REMEDIES = {
 SMALL_SHM_BYTES, LITTLE_DISK_BYTES = 1 << 30, 2 << 30
 DRIVER_SECONDS, PROCESSES_SECONDS = 30, 600  # a driver that hangs is a finding too
 VALUE_LENGTH, REASON_LENGTH = 90, 200
-
-# The training step: two images of 48 x 64 pixels, four classes.
-BATCH, HEIGHT, WIDTH, CLASSES, SEED, LR = 2, 48, 64, 4, 0, 0.5
-# precision -> relative error that is allowed in the loss, and in the change of any weight tensor
-TOLERANCES = {"float32": (1e-4, 1e-3), "fp16": (1e-2, 5e-2), "bf16": (5e-2, 3e-1)}
 
 
 class Report:
@@ -267,8 +260,8 @@ def packages(report: Report) -> ModuleType | None:
         report.missing.append(
             "imagecodecs: not installed, nor OpenCV; Pillow decodes PNG files, in one and a half to twice the time"
         )
-    apex = "installed, not used" if _installed("apex") else "not installed, not needed"
-    report.row("apex", f"{apex}: --opt_level has its levels without it")
+    apex = "installed" if _installed("apex") else "not installed"
+    report.row("apex", f"{apex}; only --fused_optimizer apex needs it")
     return torch
 
 
@@ -440,124 +433,15 @@ def variables(report: Report) -> None:
 # ---- the training step
 
 
-class Step(NamedTuple):
-    """A training step: the loss before and after it, and how each weight has changed (float64, on the CPU)."""
-
-    losses: tuple[float, float]
-    changes: dict[str, "Tensor"]
-
-
-def _network() -> "nn.Module":
-    """[B, 3, H, W] -> logits [B, CLASSES, H / 4, W / 4]: the layers that the folders are made of, on the CPU."""
-    import torch
-    from torch import nn
-
-    torch.manual_seed(SEED)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, stride=2, padding=1),
-        nn.Conv2d(16, 16, 3, padding=2, dilation=2, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(16, CLASSES, 1),
-    )
-
-
-def _batch() -> tuple["Tensor", "Tensor"]:
-    """(images [B, 3, H, W] float32, labels [B, H, W] int64, a part of them ignored)."""
-    import torch
-
-    from common import IGNORE_INDEX
-
-    noise = torch.randn(BATCH, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(SEED))
-    labels = torch.arange(WIDTH).mul(CLASSES).div(WIDTH, rounding_mode="floor").expand(BATCH, HEIGHT, WIDTH).clone()
-    images = noise + labels[:, None]  # something to learn: gradients of noise alone are differences of large numbers
-    labels[:, : HEIGHT // 8] = IGNORE_INDEX
-    return images, labels
-
-
-def _loss(model: "nn.Module", images: "Tensor", labels: "Tensor") -> "Tensor":
-    from torch.nn import functional as F
-
-    from common import IGNORE_INDEX
-    from common.losses import at_least_float32
-
-    logits = F.interpolate(at_least_float32(model(images)), size=labels.shape[-2:], mode="bilinear",
-                           align_corners=False)  # fmt: skip
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
-
-
-def expected_step() -> Step:
-    """The step in float64 on the CPU, without anything of common's."""
-    import torch
-
-    model = _network().double()
-    images, labels = _batch()
-    loss = _loss(model, images.double(), labels)
-    loss.backward()
-    changes = {name: -LR * parameter.grad for name, parameter in model.named_parameters()}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter += changes[name]
-        after = _loss(model, images.double(), labels)
-    return Step((loss.item(), after.item()), changes)
-
-
-def device_step(world: "World", precision: str) -> Step:
-    """The step as a run takes it, with its placement, precision ("float32", "fp16" or "bf16") and optimizer."""
-    import torch
-
-    from common.amp import Amp
-    from common.device import place
-    from common.optimizer import fused_optimizer
-
-    model = place(_network(), world)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = fused_optimizer(torch.optim.SGD, model.parameters(), world, lr=LR)
-    mixed = precision != "float32"
-    # a scale at which nothing of this small network overflows: the step is not skipped
-    amp = Amp(model, optimizer, "O1" if mixed else "O0", "128", world, precision if mixed else "fp16")
-    images, labels = (tensor.to(world.device) for tensor in _batch())
-    images = images.contiguous(memory_format=world.memory_format)
-    losses = []
-    for finished in (False, True):
-        with amp.autocast():
-            loss = _loss(model, images, labels)
-        losses.append(loss.item())
-        if not finished:
-            amp.step(loss)
-    changes = {name: (weight.detach() - before[name]).cpu().double() for name, weight in model.named_parameters()}
-    return Step(tuple(losses), changes)
-
-
-def step_errors(found: Step, expected: Step) -> tuple[float, float]:
-    """Relative errors: the larger one of the two losses, and that of the weight tensor whose change is farthest off."""
-    losses = [abs(a - b) / abs(b) for a, b in zip(found.losses, expected.losses, strict=True)]
-    changes = [
-        ((found.changes[name] - change).norm() / change.norm()).item() for name, change in expected.changes.items()
-    ]
-    return tuple(max(errors, key=lambda error: (error != error, error)) for errors in (losses, changes))  # nan is worst
-
-
-def check_step(world: "World", precision: str, expected: Step) -> tuple[str, bool]:
-    """(what comes of the step in a few words, whether its numbers are right). Raises whatever the device does."""
-    errors, allowed = step_errors(device_step(world, precision), expected), TOLERANCES[precision]
-    right = all(error <= limit for error, limit in zip(errors, allowed, strict=True))
-    parts = zip(("loss", "weight changes"), errors, allowed, strict=True)
-    text = ", ".join(f"{name} off by {error:.1e} ({limit:.0e} allowed)" for name, error, limit in parts)
-    return f"{'right' if right else 'WRONG'}: {text}", right
-
-
 def training_step(report: Report, kind: str) -> None:
     """Take the step on the device in float32 and in mixed precision where runs use it, and compare its numbers."""
     from common.device import has_bfloat16, setup
+    from common.tools.trial_step import check_step, expected_step
 
     try:
         world = setup(kind)
         numerics(report, world)
-        world = setup(kind, hf32=False, precision_mode="must_keep_origin_dtype")
+        world = setup(kind, hf32=False)
     except Exception as error:  # of a driver, of CANN, or of the plugin
         report.problems.append(f"{kind} cannot be set up ({_reason(error)}); {REMEDIES[kind]}")
         return
@@ -663,8 +547,9 @@ def _fault_of_process(kind: str) -> str:
     import torch.distributed as dist
 
     from common.device import setup, sum_over_ranks
+    from common.tools.trial_step import check_step, expected_step
 
-    world = setup(kind, hf32=False, precision_mode="must_keep_origin_dtype")
+    world = setup(kind, hf32=False)
     text, right = check_step(world, "float32", expected_step())
     if not right:
         return f"the training step is {text}"

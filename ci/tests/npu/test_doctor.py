@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.tools import doctor
+from common.tools import doctor, trial_step
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +57,9 @@ def test_a_chip_with_bfloat16_takes_the_step_in_all_precisions(examined):
 
 def test_the_step_is_taken_without_hf32(npu, examined, monkeypatch):
     flags = []
-    step = doctor.device_step
+    step = trial_step.device_step
     monkeypatch.setattr(
-        doctor, "device_step",
+        trial_step, "device_step",
         lambda *arguments: flags.append((npu.conv.allow_hf32, npu.matmul.allow_hf32)) or step(*arguments),
     )  # fmt: skip
     assert examined("--device", "npu")[0] == 0
@@ -77,7 +77,9 @@ def test_a_chip_of_the_first_generation(examined, monkeypatch):
     assert section("devices")["chosen"] == "npu (--device auto)"
     assert section("arithmetic")["bfloat16"].startswith("no")
     assert section("arithmetic")["overflow"].startswith("the largest number")
-    assert list(section("one training step")) == ["float32", "fp16"]
+    steps = section("one training step")
+    assert list(steps) == ["float32", "fp16"]
+    assert "loss off by" in steps["float32"] and "(1e-02 allowed)" in steps["float32"], "which it computes in float16"
 
 
 def test_no_device_is_the_last_line(examined, monkeypatch):
