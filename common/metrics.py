@@ -21,8 +21,8 @@ class ConfusionMatrix:
     """Pixel counts by (true class, predicted class), kept on the device in int64.
 
     A score of a data set is computed once, from the sum over all its images: the mean of scores of batches depends on
-    the order of the images and on the batch size. `counts` [C, C] int64 has a row per true class and a column per
-    predicted class, as scikit-learn and cityscapesScripts lay it out.
+    the order of the images and on the batch size. Nothing in `update` waits for the device or has a shape that depends
+    on the data; the scores are what is waited for.
     """
 
     def __init__(
@@ -34,16 +34,15 @@ class ConfusionMatrix:
     ):
         self.num_classes, self.class_names = num_classes, class_names
         self.ignore_index = ignore_index
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        # a bin for each pair of classes, one for ignored pixels, and one for pixels with an id that is no class
+        self.bins = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Count the pixels of a batch.
 
         prediction: logits [B, C, H, W] floating ([B, 1, H, W] for two classes too), or class ids [B, H, W] integer.
-        target: [B, H, W] integer, [0, C) or `ignore_index`. ValueError for other shapes and for a target beyond C.
-
-        Ignored pixels are counted in a spare bin in front, which is then cut off: a boolean index would have a shape
-        that depends on the data.
+        target: [B, H, W] integer, [0, C) or `ignore_index`. ValueError for other shapes; other ids are an error when
+        the counts are read, since looking at them here would be waiting for them.
         """
         if prediction.is_floating_point():
             channels = 1 if self.num_classes == 2 and prediction.shape[1] == 1 else self.num_classes
@@ -58,20 +57,32 @@ class ConfusionMatrix:
                 f"predictions {list(prediction.shape)} and target {list(target.shape)} differ in shape: "
                 "resize the logits to the target, not the target to the logits"
             )
-        size = self.num_classes**2
-        bins = target.long() * self.num_classes + prediction.long() + 1
-        bins = torch.where(target == self.ignore_index, 0, bins).flatten()
-        found = torch.bincount(bins, minlength=size + 1)
-        if len(found) > size + 1:
+        target, prediction = target.long(), prediction.long()
+        known = (target >= 0) & (target < self.num_classes) & (prediction >= 0) & (prediction < self.num_classes)
+        pair, ignored, unknown = target * self.num_classes + prediction, self.num_classes**2, self.num_classes**2 + 1
+        bins = torch.where(target == self.ignore_index, ignored, torch.where(known, pair, unknown)).flatten(0, 1)
+        # Each row of pixels has bins of its own, so that not all threads of a device add to the same few numbers; they
+        # are smaller than the logits. torch.bincount makes the host wait: its result is as long as the largest value.
+        rows = self.bins.new_zeros(len(bins), len(self.bins))  # [B * H, C * C + 2]
+        self.bins += rows.scatter_add_(1, bins, torch.ones_like(bins)).sum(0)
+
+    @property
+    def counts(self) -> Tensor:
+        """[C, C] int64 on the CPU: a row per true class, a column per predicted class, as scikit-learn has them.
+
+        ValueError when a target or a prediction was no class.
+        """
+        bins = self.bins.cpu()
+        if bins[-1]:
             raise ValueError(
                 f"the target or the prediction holds a class id beyond {self.num_classes - 1}: "
                 f"map labels to 0..{self.num_classes - 1}, and those that do not count to {self.ignore_index}"
             )
-        self.counts += found[1:].view(self.num_classes, self.num_classes)
+        return bins[:-2].view(self.num_classes, self.num_classes)
 
     def sum_over_ranks(self) -> None:
         """Add up the counts of all processes, equal on each of them from then on."""
-        sum_over_ranks(self.counts)
+        sum_over_ranks(self.bins)
 
     def intersection(self) -> Tensor:
         """[C] int64: correctly predicted pixels of each class."""
@@ -79,15 +90,16 @@ class ConfusionMatrix:
 
     def union(self) -> Tensor:
         """[C] int64: pixels that are of the class in truth, in prediction, or in both."""
-        return self.counts.sum(0) + self.counts.sum(1) - self.counts.diagonal()
+        counts = self.counts
+        return counts.sum(0) + counts.sum(1) - counts.diagonal()
 
     def iou(self) -> Tensor:
-        """[C] float64 on the CPU: intersection over union (Jaccard index); nan for a class that occurs nowhere."""
-        return self.intersection().cpu().double() / self.union().cpu().double()
+        """[C] float64: intersection over union (Jaccard index); nan for a class that occurs nowhere."""
+        return self.intersection().double() / self.union().double()
 
     def class_accuracy(self) -> Tensor:
-        """[C] float64 on the CPU: recall of each class; nan for a class without true pixels."""
-        return self.intersection().cpu().double() / self.counts.sum(1).cpu().double()
+        """[C] float64: recall of each class; nan for a class without true pixels."""
+        return self.intersection().double() / self.counts.sum(1).double()
 
     def miou(self) -> float:
         """Mean IoU over the classes that occur in truth or prediction, in [0, 1]; nan when there is none."""

@@ -29,11 +29,13 @@ class UpsampledConv2d(nn.Conv2d):
 def doubling_kernel(weight: Tensor) -> Tensor:
     """Weights [Cout, Cin, 3, 3] -> [Cin, Cout, 4, 4], of a transposed convolution with stride 2 and padding 1.
 
-    Along each side the taps (a, b, c) become (c, b + c, a + b, a).
+    Along each side the taps (a, b, c) become (c, b + c, a + b, a). Of contiguous weights the result is contiguous too.
     """
     # Taps first, so that what is added and stacked are whole matrices [Cin, Cout].
     a, b, c = weight.permute(2, 3, 1, 0).contiguous().unbind(0)
     rows = torch.stack([c, b + c, a + b, a])  # [4, 3, Cin, Cout]
     a, b, c = rows.unbind(1)
-    # The result lies in memory as channels_last wants it, in runs of Cout.
-    return torch.stack([c, b + c, a + b, a], dim=1).permute(2, 3, 0, 1)
+    # This lies in memory as channels_last wants it, in runs of Cout. Where tensors are contiguous, the convolution and
+    # its backward pass would each make a copy of it.
+    kernel = torch.stack([c, b + c, a + b, a], dim=1).permute(2, 3, 0, 1)
+    return kernel.contiguous() if weight.is_contiguous() else kernel

@@ -186,10 +186,57 @@ def test_wrong_shapes_are_refused(prediction, target, message):
         ConfusionMatrix(3).update(prediction, target)
 
 
-@pytest.mark.parametrize("label", [3, 7, 33, 254])
-@pytest.mark.parametrize("prediction", [0, 2])
-def test_a_label_beyond_the_classes_is_refused_and_not_counted_elsewhere(label, prediction):
-    matrix = ConfusionMatrix(3)
+def counted_pixel_by_pixel(prediction, target, num_classes, ignore_index):
+    counts = [[0] * num_classes for _ in range(num_classes)]
+    for predicted, true in zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True):
+        if true != ignore_index:
+            counts[true][predicted] += 1
+    return counts
+
+
+@pytest.mark.parametrize("num_classes, ignore_index", [(19, 255), (2, 255), (5, -1), (5, 2)])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
+def test_counts_are_those_of_a_loop_over_the_pixels(num_classes, ignore_index, dtype):
+    generator = torch.Generator().manual_seed(4)
+    matrix, expected = ConfusionMatrix(num_classes, ignore_index), torch.zeros(num_classes, num_classes).long()
+    for size in ((2, 7, 11), (1, 5, 3)):
+        prediction, target = torch.randint(0, num_classes, (2, *size), generator=generator).to(dtype)
+        target[torch.rand(size, generator=generator) < 0.2] = ignore_index
+        matrix.update(prediction, target)
+        expected += torch.tensor(counted_pixel_by_pixel(prediction, target, num_classes, ignore_index))
+    assert matrix.counts.dtype == torch.int64
+    assert matrix.counts.tolist() == expected.tolist()
+
+
+def test_counts_beyond_the_whole_numbers_of_float32():
+    """As they are after a whole data set: 2^24 + 1 is no float32."""
+    matrix = ConfusionMatrix(2)
+    matrix.bins += 2**24
+    matrix.bins[-1] = 0
+    matrix.update(torch.ones(1, 1, 1).long(), torch.ones(1, 1, 1).long())
+    assert matrix.counts.tolist() == [[2**24, 2**24], [2**24, 2**24 + 1]]
+
+
+READINGS = ["counts", "scores", "class_scores", "iou", "pixel_accuracy"]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("label, prediction", [(3, 0), (3, 2), (7, 0), (254, 2), (-1, 1), (0, 3), (1, -1), (2, 255)])
+def test_an_id_that_is_no_class_is_refused_and_not_counted_elsewhere(label, prediction, reading):
+    """When the counts are read: looking at a batch would be waiting for it."""
+    matrix = ConfusionMatrix(3, class_names=("a", "b", "c"))
+    matrix.update(torch.tensor([[[0, prediction]]]), torch.tensor([[[0, label]]]))
     with pytest.raises(ValueError, match=r"beyond 2.*0\.\.2.*255"):
-        matrix.update(torch.full((1, 1, 1), prediction), torch.full((1, 1, 1), label))
-    assert matrix.counts.sum() == 0
+        value = getattr(matrix, reading)
+        value()
+    assert matrix.bins.nonzero().flatten().tolist() == [0, len(matrix.bins) - 1]
+
+
+def test_an_id_that_is_no_class_is_refused_by_every_process(monkeypatch):
+    """Were it one of them alone, the others would wait for it."""
+    ours, theirs = ConfusionMatrix(3), ConfusionMatrix(3)
+    theirs.update(torch.zeros(1, 1, 1).long(), torch.full((1, 1, 1), 7))
+    monkeypatch.setattr("common.metrics.sum_over_ranks", lambda bins: bins.add_(theirs.bins))
+    ours.sum_over_ranks()
+    with pytest.raises(ValueError, match="beyond 2"):
+        ours.scores()

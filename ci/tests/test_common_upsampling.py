@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.upsampling import UpsampledConv2d
+from common.upsampling import UpsampledConv2d, doubling_kernel
 
 
 def case(bias: bool = True, layout=torch.contiguous_format) -> tuple[UpsampledConv2d, torch.Tensor]:
@@ -51,6 +51,15 @@ def test_four_ninths_of_the_multiplications():
         operations.append(counter.get_total_flops())
     short, long = operations
     assert short * 9 == long * 4
+
+
+def test_the_kernel_lies_in_memory_as_the_weights_do():
+    """Contiguous where they are; with channels_last in runs of the channels of the result, as it is made."""
+    weight = torch.randn(5, 3, 3, 3)
+    contiguous, other = doubling_kernel(weight), doubling_kernel(weight.to(memory_format=torch.channels_last))
+    assert contiguous.is_contiguous()
+    assert other.stride(1) == 1 and not other.is_contiguous()
+    assert torch.equal(contiguous, other)
 
 
 def test_without_values():

@@ -22,8 +22,8 @@ class Counters:
         stay where they are, without autocast.
     convolution_kinds: (shape of the input, shape of the weight, dtype, stride, padding, dilation, groups): each needs a
         kernel of its own where kernels are compiled for shapes.
-    strided: `input` and `weight` of convolutions that lie in another order than their shape says, or with gaps, which
-        costs a copy each -> how often.
+    strided: `input`, `weight` and (of the result) `gradient` of convolutions that lie in another order than their shape
+        says, or with gaps, which costs a copy each -> how often.
     """
 
     def __init__(self):

@@ -211,6 +211,7 @@ def convolution(input, weight, bias, stride, padding, dilation, transposed, outp
 
 def convolution_backward(grad, input, weight, stride, padding, dilation, transposed, output_padding, groups, mask):
     COUNTERS.operators["convolution_backward"] += 1
+    COUNTERS.strided["gradient"] += not grad.is_contiguous()
     streams.use([grad, input, weight], [])
     bias_sizes = [weight.shape[1] * groups if transposed else weight.shape[0]] if mask[2] else None
     results = aten.convolution_backward(

@@ -208,8 +208,10 @@ def test_the_fused_optimizers_of_the_plugin(npu):
     assert losses_of_training("npu", fused) == plain
     with pytest.raises(ValueError, match="set_to_none"):
         fused(Network().npu().parameters()).zero_grad(set_to_none=True)
+    narrow = torch.zeros(3, dtype=torch.bfloat16, device="npu", requires_grad=True)
+    narrow.grad = torch.zeros_like(narrow)
     with pytest.raises(TypeError, match="bfloat16"):
-        fused(Network().npu().bfloat16().parameters())
+        fused([narrow]).step()
 
 
 # ---- what it counts

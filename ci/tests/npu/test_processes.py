@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,40 +13,44 @@ import torch
 
 from ci.tests.folders import FOLDERS, ROOT, module
 from ci.tests.npu.conftest import SIMULATION
-from ci.tests.npu.test_runs import small_steps
+from ci.tests.npu.test_runs import assert_same_scores
 from ci.tests.npu.workers import sync_batch_norm_step
-from ci.tests.test_contract import command_line, data, last_checkpoint, metric_rows  # noqa: F401  a fixture among them
-from common.args import format_value
+from ci.tests.test_contract import data, flat, last_checkpoint, metric_rows  # noqa: F401  a fixture among them
+from common.args import format_value, parse_args
 
-FLAGS = {"amp": 0, "log_every_steps": 1, "max_steps": 2, "devices": 2}
+# of every run here: float32, in the layout of an NPU
+FLAGS = {"device": "npu", "amp": 0, "channels_last": 0, "log_every_steps": 1, "max_steps": 2}
+ALL_STATISTICS = ("AttentionUNet", "DeeplabV3")  # trained with --sync_bn as well
 
 pytestmark = pytest.mark.usefixtures("npu")
 
 
-# (model, --sync_bn): statistics of each process, as it is by default, and of both
-PAIRS = [(folder, 1) for folder in FOLDERS] + [("ICNet", 0), ("AttentionUNet", 0)]
+def words_of(folder: str, data_path: Path, output_dir: Path, **flags) -> list[str]:
+    """FLAGS and the values of the preset `tiny`, as flags for a run with another preset."""
+    presets = module(folder, "presets").PRESETS
+    tiny = {name: value for name, value in presets["tiny"].items() if value != presets["full_1p"][name]}
+    # presets that differ in their schedule train alike
+    schedule = {name: value for name in ("epochs", "total_steps") if (value := presets["tiny"].get(name)) is not None}
+    values = {**tiny, **schedule, **FLAGS, "data_path": data_path, "output_dir": output_dir, "workers": 0, **flags}
+    return [f"--{name}={format_value(value)}" for name, value in values.items() if value is not None]
 
 
 def runs_of(device: str, data, root: Path) -> list:  # noqa: F811  the fixture that is imported
-    """[model, flags] of the runs that two processes make."""
-    runs = []
-    for folder, sync_bn in PAIRS:
-        own = module(folder, "presets").PRESETS["tiny"]
-        flags = {
-            **FLAGS,
-            **small_steps(folder),
-            "device": device,
-            "sync_bn": sync_bn,
-            "validate": int(folder == "BiSeNetv1"),
-        }
-        flags |= {"total_batch_size": 4} if "total_batch_size" in own else {"device_batch_size": 2}
-        runs.append([folder, command_line(data(folder), root / device / f"{folder}-{sync_bn}", **flags)])
-    return runs
+    """[model, flags] of the runs that two processes make, each in a folder of `root`.
+
+    On the CPU these are also what is compared with the launch scripts' runs on NPUs.
+    """
+    runs = [(folder, f"{folder}-all-statistics", {"sync_bn": 1, "validate": 0}) for folder in ALL_STATISTICS]
+    runs += [(folder, folder, {}) for folder in FOLDERS if device == "cpu"]
+    return [
+        [folder, ["--preset=full_8p", *words_of(folder, data(folder), root / name, device=device, devices=2, **flags)]]
+        for folder, name, flags in runs
+    ]
 
 
 @pytest.fixture(scope="module")
 def two_processes(data, tmp_path_factory) -> Path:  # noqa: F811  the fixture that is imported
-    """The folder with what two processes on NPUs, and two on the CPU, have written."""
+    """The folder with what two processes on NPUs (`npu`), and two on the CPU (`cpu`), have written."""
     root = tmp_path_factory.mktemp("two")
     for device in ("npu", "cpu"):
         (root / device).mkdir()
@@ -60,7 +65,7 @@ def two_processes(data, tmp_path_factory) -> Path:  # noqa: F811  the fixture th
                 "MASTER_PORT": port,
             }  # fmt: skip
             worker = subprocess.Popen(
-                [*command, json.dumps(runs_of(device, data, root))], cwd=ROOT, text=True,
+                [*command, json.dumps(runs_of(device, data, root / device))], cwd=ROOT, text=True,
                 env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
             workers.append(worker)
@@ -69,15 +74,29 @@ def two_processes(data, tmp_path_factory) -> Path:  # noqa: F811  the fixture th
     return root
 
 
-@pytest.mark.parametrize("folder, sync_bn", PAIRS)
-def test_two_npus_train_like_two_processes_on_the_cpu(two_processes, folder, sync_bn):
-    ours, theirs = (two_processes / device / f"{folder}-{sync_bn}" for device in ("npu", "cpu"))
+def assert_same_losses(ours: Path, theirs: Path, devices: int, rel: float = 1e-5) -> None:
+    """Two runs of two steps."""
+    assert json.loads((ours / "result.json").read_text())["steps"] == 2
+    assert f"RankSize = {devices}\n" in next(ours.glob("*p_*.log")).read_text()
     rows, others = metric_rows(ours, "train"), metric_rows(theirs, "train")
     assert [row["step"] for row in rows] == [row["step"] for row in others] == [1, 2]
     for row, other in zip(rows, others, strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=3e-2)
-    assert len(metric_rows(ours, "eval")) == len(metric_rows(theirs, "eval"))
-    assert last_checkpoint(ours)["model"].keys() == last_checkpoint(theirs)["model"].keys()
+        assert (row["loss"], row["lr"]) == pytest.approx((other["loss"], other["lr"]), rel=rel)
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    """After the last step."""
+    weights, others = flat(last_checkpoint(ours)["model"]), flat(last_checkpoint(theirs)["model"])
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("folder", ALL_STATISTICS)
+def test_batch_statistics_of_two_npus_train_like_those_of_two_processes(two_processes, folder):
+    """They are calculated in another way on an NPU."""
+    ours, theirs = (two_processes / device / f"{folder}-all-statistics" for device in ("npu", "cpu"))
+    assert_same_losses(ours, theirs, devices=2, rel=1e-3)
 
 
 def test_what_hccl_does(two_processes):
@@ -133,34 +152,63 @@ def start(script: Path, environment: dict[str, str], words: list[str]) -> str:
     return done.stdout
 
 
-def words_of(folder: str, data_path: Path, output_dir: Path, **flags) -> list[str]:
-    """Values of the preset `tiny`, as flags for the script of another preset."""
-    presets = module(folder, "presets").PRESETS
-    left_out = {"data_path", "output_dir", "epochs", "total_steps"}
-    tiny = {name: value for name, value in presets["tiny"].items() if value != presets["full_1p"][name]}
-    values = {name: value for name, value in tiny.items() if name not in left_out}
-    values |= {"data_path": data_path, "output_dir": output_dir, "workers": 0, "device": "npu", **flags}
-    return [f"--{name}={format_value(value)}" for name, value in values.items()]
+@pytest.fixture(scope="module")
+def on_the_cpu(data, tmp_path_factory) -> Callable[[str], Path]:  # noqa: F811  the fixture that is imported
+    """on_the_cpu(folder) -> what full_1p wrote in two steps and an evaluation, done once."""
+    done = {}
+
+    def run(folder: str) -> Path:
+        if folder not in done:
+            output_dir = tmp_path_factory.mktemp(folder) / "run"
+            words = words_of(folder, data(folder), output_dir, device="cpu")
+            module(folder, "train").main(parse_args(module(folder, "presets"), ["--preset=full_1p", *words]))
+            done[folder] = output_dir
+        return done[folder]
+
+    return run
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_script_for_one_npu(folder, machine, data, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of(folder, data(folder), tmp_path / "run", max_steps=1, validate=0)
+def test_the_full_training_on_one_npu_equals_the_cpus(folder, machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
+    words = words_of(folder, data(folder), tmp_path / "run")
     text = start(ROOT / folder / "test" / "train_full_1p.sh", machine, words)
     assert "1 x Ascend910B3" in text
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+    assert_same_losses(tmp_path / "run", on_the_cpu(folder), devices=1)
+    assert_same_weights(tmp_path / "run", on_the_cpu(folder))
+    assert_same_scores(tmp_path / "run", on_the_cpu(folder))
 
 
-def test_the_scripts_for_several_npus(machine, data, tmp_path):  # noqa: F811  the fixture that is imported
-    """They start torchrun by themselves; the evaluation reads what the training wrote."""
-    folder = "BiSeNetv1"
-    words = words_of(folder, data(folder), tmp_path / "run", devices=2, max_steps=2, log_every_steps=1)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_performance_run_on_one_npu_makes_the_same_steps(folder, machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
+    """Without an evaluation, which is what it leaves out."""
+    words = words_of(folder, data(folder), tmp_path / "run")
+    text = start(ROOT / folder / "test" / "train_performance_1p.sh", machine, words)
+    assert "1 x Ascend910B3" in text
+    assert_same_losses(tmp_path / "run", on_the_cpu(folder), devices=1)
+    assert_same_weights(tmp_path / "run", on_the_cpu(folder))
+    assert metric_rows(tmp_path / "run", "eval") == []
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_full_training_on_two_npus_equals_two_processes_on_the_cpu(folder, machine, data, two_processes, tmp_path):  # noqa: F811  the fixture that is imported
+    """The script starts torchrun by itself."""
+    words = words_of(folder, data(folder), tmp_path / "run", devices=2)
     text = start(ROOT / folder / "test" / "train_full_8p.sh", machine, words)
     assert "2 x Ascend910B3" in text
-    weights = tmp_path / "run" / "checkpoints" / "last.pt"
-    words = words_of(folder, data(folder), tmp_path / "score", devices=2, checkpoint=weights)
+    assert_same_losses(tmp_path / "run", two_processes / "cpu" / folder, devices=2)
+    assert_same_weights(tmp_path / "run", two_processes / "cpu" / folder)
+    assert_same_scores(tmp_path / "run", two_processes / "cpu" / folder)
+
+
+def test_the_evaluation_of_a_training_on_several_npus(machine, data, two_processes, tmp_path):  # noqa: F811  the fixture that is imported
+    folder = "BiSeNetv1"
+    trained = two_processes / "cpu" / folder
+    weights = trained / "checkpoints" / "last.pt"
+    words = words_of(folder, data(folder), tmp_path / "run", devices=2, checkpoint=weights)
     start(ROOT / folder / "test" / "train_eval_8p.sh", machine, words)
-    assert len(metric_rows(tmp_path / "score", "eval")) == 1
+    (scores,), (expected,) = metric_rows(tmp_path / "run", "eval"), metric_rows(trained, "eval")
+    assert scores["miou"] == pytest.approx(expected["miou"], abs=1e-3)
 
 
 def test_torch_loads_the_plugin_by_itself():

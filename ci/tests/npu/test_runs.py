@@ -1,11 +1,10 @@
-"""Every model on the simulated NPU: a run gives the CPU's result, and nothing in its steps waits for the device."""
+"""Every model on the simulated NPU: a run gives the CPU's result, and no step or evaluation waits for the device."""
 
-import inspect
 import math
 import runpy
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +22,20 @@ from ci.tests.test_contract import (
     metric_rows,
     train,
 )
+from common import evaluate
 from common.runlog import RunLog
 
 # what is asked of a run: flags, by the name that tests call it
-SHORT = {"epochs": 1, "log_every_steps": 2}
+SHORT = {"epochs": 1, "log_every_steps": 2, "eval_batch_size": 1, "channels_last": 0}
 STEPS = 4  # of one epoch
+VALIDATION_BATCHES = 3
+# As the CPU does it too: in deterministic mode, torch enlarges by another formula on all other devices.
+EXACT = {**SHORT, "amp": 0, "deterministic": 0}
 MIXED = {**SHORT, "device": "npu", "amp": 1, "loss_scale": "128", "validate": 0}
 RUNS = {
-    "float32": {**SHORT, "device": "npu", "amp": 0},
-    "cpu": {**SHORT, "device": "cpu", "amp": 0},
-    "fp16": {**SHORT, "device": "npu", "validate": 0},  # as a run on an NPU is by itself
+    "float32": {**EXACT, "device": "npu"},
+    "cpu": {**EXACT, "device": "cpu"},
+    "fp16": {**SHORT, "device": "npu"},  # as a run on an NPU is by itself
     "O1 bf16": {**MIXED, "opt_level": "O1", "amp_dtype": "bf16"},
     "O2 fp16": {**MIXED, "opt_level": "O2", "amp_dtype": "fp16"},
     "O2 bf16": {**MIXED, "opt_level": "O2", "amp_dtype": "bf16"},
@@ -43,16 +46,19 @@ pytestmark = [pytest.mark.parametrize("folder", FOLDERS), pytest.mark.usefixture
 
 
 class Watch:
-    """What a run does between two of its log lines, as long as it trains, from its second step on.
+    """What a run does between two of its log lines, as long as it trains, from its second step on; and in evaluations.
 
-    waits: ("kind", "file:line") -> how often the host waited for the device. new_kinds: convolutions, with the shapes
-    of their input and weight, of a kind that was not there in the first training step. strided: `input` or `weight` of
-    a convolution -> how often it was a tensor that lies in another order than its shape says.
+    waits: ("kind", "file:line") -> how often the host waited for the device in training; evaluation_waits: the same
+    while the batches of an evaluation are worked on. stretches, evaluated: log lines and batches that were looked at.
+    new_kinds: convolutions, with the shapes of their input and weight, of a kind that was not there in the first
+    training step, or in the first batch of an evaluation that had images of this shape. strided: `input`, `weight` or
+    `gradient` of a convolution -> how often it was a tensor that lies in another order than its shape says.
     """
 
     def __init__(self, counters, monkeypatch: pytest.MonkeyPatch):
         self.counters = counters
-        self.waits, self.new_kinds, self.strided, self.stretches = Counter(), set(), Counter(), 0
+        self.waits, self.evaluation_waits, self.stretches, self.evaluated = Counter(), Counter(), 0, 0
+        self.new_kinds, self.strided = set(), Counter()
         self._first = None
         for name, before, after in (
             ("__init__", None, counters.reset),
@@ -61,6 +67,7 @@ class Watch:
             ("restart_clock", None, counters.reset),
         ):
             monkeypatch.setattr(RunLog, name, self._wrapped(getattr(RunLog, name), before, after))
+        monkeypatch.setattr(evaluate, "eval_batches", self._watched(evaluate.eval_batches))
 
     def _wrapped(self, method: Callable, before: Callable | None, after: Callable | None) -> Callable:
         def call(log, *arguments, **options):
@@ -84,23 +91,20 @@ class Watch:
         self.waits += self.counters.places
         self.strided += self.counters.strided
 
+    def _watched(self, eval_batches: Callable) -> Callable:
+        def batches(*arguments) -> Iterator:
+            kinds = {}  # shape of a batch -> those of the first one
+            self.counters.reset()
+            for images, target in eval_batches(*arguments):
+                yield images, target
+                seen = self.counters.convolution_kinds
+                self.new_kinds |= seen - kinds.setdefault(images.shape, seen)
+                self.evaluated += 1
+                self.evaluation_waits += self.counters.places
+                self.strided += self.counters.strided
+                self.counters.reset()
 
-def small_steps(folder: str) -> dict:
-    """Flags with which weights stay where they are, nearly: then runs that round differently remain comparable."""
-    presets = module(folder, "presets").PRESETS["tiny"]
-    return {name: value for name, value in {"lr": 1e-6, "min_lr": 0}.items() if name in presets}
-
-
-def use_contiguous_tensors(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run on the CPU use the layout of an NPU: another one rounds differently, which untrained layers magnify."""
-    real = module(folder, "train").setup
-
-    def setup(*arguments, **options):
-        given = inspect.signature(real).bind(*arguments, **options)
-        given.arguments["channels_last"] = False
-        return real(*given.args, **given.kwargs)
-
-    monkeypatch.setattr(module(folder, "train"), "setup", setup)
+        return batches
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +119,7 @@ def run(npu, data, tmp_path_factory) -> Callable[[str, str], tuple[Path, Watch]]
             output_dir = tmp_path_factory.mktemp(f"{folder}-{name}".replace(" ", "-")) / "run"
             with pytest.MonkeyPatch.context() as monkeypatch:
                 watch = Watch(COUNTERS, monkeypatch)
-                use_contiguous_tensors(folder, monkeypatch)
-                train(folder, data, output_dir, **RUNS[name], **small_steps(folder))
+                train(folder, data, output_dir, **RUNS[name])
             done[folder, name] = output_dir, watch
         return done[folder, name]
 
@@ -140,18 +143,29 @@ def test_losses_and_gradients_equal_the_cpus(folder):
 
 
 def test_a_run_equals_the_cpus(folder, run):
-    """In float32. Layers that are not trained magnify every rounding, from step to step."""
+    """In float32: losses, scores and weights."""
     (ours, _), (theirs, _) = run(folder, "float32"), run(folder, "cpu")
     rows, others = metric_rows(ours, "train"), metric_rows(theirs, "train")
-    assert [row["step"] for row in rows] == [row["step"] for row in others] == [2, 4]
+    assert [row["step"] for row in rows] == [2, 4]
     for row, other in zip(rows, others, strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=3e-3 if row["step"] == 2 else 3e-2)
-        assert row["lr"] == pytest.approx(other["lr"])
-    evaluations, others = metric_rows(ours, "eval"), metric_rows(theirs, "eval")
-    assert [row["step"] for row in evaluations] == [row["step"] for row in others]
+        assert {name: row[name] for name in ("step", "loss", "lr")} == pytest.approx(
+            {name: other[name] for name in ("step", "loss", "lr")}, rel=1e-5
+        )
+    assert_same_scores(ours, theirs)
     state, other = last_checkpoint(ours), last_checkpoint(theirs)
     for name, value in flat(state["model"]).items():
-        assert (value.dtype, value.shape) == (flat(other["model"])[name].dtype, flat(other["model"])[name].shape)
+        torch.testing.assert_close(
+            value, flat(other["model"])[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def assert_same_scores(ours: Path, theirs: Path) -> None:
+    """The evaluations of two runs, among them at least one number, give the same but for pixels on the edge."""
+    evaluations, others = (list(map(flat, metric_rows(output_dir, "eval"))) for output_dir in (ours, theirs))
+    assert evaluations
+    for scores, expected in zip(evaluations, others, strict=True):
+        assert any(isinstance(value, float) and math.isfinite(value) for value in scores.values())
+        assert scores == pytest.approx(expected, abs=1e-3, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", ["float32", "fp16", "O1 bf16", "O2 fp16", "O2 bf16", "overflow"])
@@ -161,24 +175,37 @@ def test_between_two_log_lines_nothing_waits_for_the_device(folder, run, name):
     assert watch.waits == {}
 
 
+@pytest.mark.parametrize("name", ["float32", "fp16"])
+def test_from_batch_to_batch_an_evaluation_waits_for_nothing(folder, run, name):
+    """The network, the counts of pixels and the copies of the images; the scores are read once, at the end."""
+    _, watch = run(folder, name)
+    assert watch.evaluated >= VALIDATION_BATCHES
+    assert watch.evaluation_waits == {}
+
+
+def test_a_layer_sees_images_of_one_shape(folder, counters):
+    """Each shape is a kernel that is chosen, or compiled. Two branches of ICNet share their first layers."""
+    build(folder).npu().train()(torch.randn(2, 3, 64, 96).npu())
+    assert max(map(len, counters.convolutions.values())) == (2 if folder == "ICNet" else 1)
+
+
 def test_convolutions_see_the_same_shapes_in_every_step(folder, run):
-    """Each shape is a kernel that is chosen, or compiled; a layer that serves several branches has one for each."""
     for name in ("float32", "fp16"):
         assert run(folder, name)[1].new_kinds == set()
 
 
-def test_convolutions_are_given_features_without_gaps(folder, run):
-    """Each other input costs a copy of it."""
+def test_convolutions_are_given_tensors_without_gaps(folder, run):
+    """Each other input, weight or gradient costs a copy of it."""
     for name in ("float32", "fp16"):
-        assert run(folder, name)[1].strided["input"] == 0
+        assert not +run(folder, name)[1].strided
 
 
 @pytest.mark.parametrize("name", ["fp16", "O1 bf16", "O2 fp16", "O2 bf16"])
 def test_mixed_precision_is_near_float32(folder, run, name):
-    """The loss of the first steps; and weights are saved in float32."""
+    """The loss of the first steps, one of which is skipped while the loss scale is found; weights are in float32."""
     (mixed, _), (exact, _) = run(folder, name), run(folder, "float32")
     row = metric_rows(mixed, "train")[0]
-    assert row["loss"] == pytest.approx(metric_rows(exact, "train")[0]["loss"], rel=0.05)
+    assert row["loss"] == pytest.approx(metric_rows(exact, "train")[0]["loss"], rel=0.1)
     dtypes = {value.dtype for value in last_checkpoint(mixed)["model"].values()}
     assert dtypes <= {torch.float32, torch.int64}
 
@@ -194,38 +221,34 @@ def test_steps_that_overflow_are_skipped(folder, run):
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(folder, run, data, tmp_path):  # noqa: F811  the fixture that is imported
     whole, _ = run(folder, "fp16")
-    flags = RUNS["fp16"] | small_steps(folder)
+    flags = RUNS["fp16"]
     train(folder, data, tmp_path / "parts", **flags, max_steps=3)
     rest = train(folder, data, tmp_path / "parts", **flags, resume="auto")
     assert rest["steps"] == STEPS
     assert_same_state(last_checkpoint(whole), last_checkpoint(tmp_path / "parts"))
 
 
-def test_a_run_of_an_npu_continues_on_the_cpu(folder, run, data, tmp_path, monkeypatch):  # noqa: F811  the fixture that is imported
-    use_contiguous_tensors(folder, monkeypatch)
+def test_a_run_of_an_npu_continues_on_the_cpu(folder, run, data, tmp_path):  # noqa: F811  the fixture that is imported
     whole, _ = run(folder, "cpu")
-    flags = {**RUNS["cpu"], **small_steps(folder), "validate": 0, "log_every_steps": 1}
+    flags = {**RUNS["cpu"], "validate": 0, "log_every_steps": 1}
     train(folder, data, tmp_path / "run", **flags | {"device": "npu"}, max_steps=2)
     train(folder, data, tmp_path / "run", **flags, resume="auto")
     rows = metric_rows(tmp_path / "run", "train")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     ours = [(rows[first]["loss"] + rows[first + 1]["loss"]) / 2 for first in (0, 2)]
-    assert ours == pytest.approx([row["loss"] for row in metric_rows(whole, "train")], rel=3e-2)
+    assert ours == pytest.approx([row["loss"] for row in metric_rows(whole, "train")], rel=1e-5)
 
 
 def test_evaluation_and_prediction_equal_the_cpus(folder, run, data, tmp_path, monkeypatch):  # noqa: F811  the fixture that is imported
     weights = run(folder, "cpu")[0] / "checkpoints" / "last.pt"
     image = module(folder, "data").validation_images(data(folder))[0]
-    scores, pictures = {}, {}
+    pictures = {}
     for device in ("cpu", "npu"):
         train(folder, data, tmp_path / device, device=device, amp=0, evaluate=1, checkpoint=weights)
-        (scores[device],) = map(flat, metric_rows(tmp_path / device, "eval"))
         words = ["--checkpoint", weights, "--input", image, "--output", tmp_path / "pictures" / device]
         monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words), "--device", device])
         runpy.run_path(str(ROOT / folder / "predict.py"), run_name="__main__")
         (picture,) = (tmp_path / "pictures" / device).rglob("*_ids.png")
         pictures[device] = np.asarray(Image.open(picture))
-    assert any(isinstance(value, float) and math.isfinite(value) for value in scores["npu"].values())
-    for name, value in scores["cpu"].items():
-        assert scores["npu"][name] == pytest.approx(value, abs=1e-3), name
+    assert_same_scores(tmp_path / "npu", tmp_path / "cpu")
     assert (pictures["cpu"] == pictures["npu"]).mean() > 0.999
