@@ -84,14 +84,9 @@ def predict(
     Images of a folder keep their subfolders, and images whose names differ in the suffix alone keep it, so that equal
     names do not collide. An output folder within the input is not searched for images. Returns the overlays.
     """
-    import torch
-    from torch.nn import functional as F
-
     from common.checkpoint import load_model
     from common.decode import open_image
     from common.device import place, setup
-    from common.losses import at_least_float32
-    from common.metrics import class_ids
 
     images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": num_classes, **args.options})
@@ -107,14 +102,9 @@ def predict(
     for number, (path, root) in enumerate(images.items(), start=1):
         image = ImageOps.exif_transpose(open_image(path))  # a phone's pictures as people see them
         try:
-            with torch.no_grad():
-                logits = model(to_input(image)[None].to(world.device))  # [1, C, h, w]
+            ids = segment(model, image, to_input, world)
         except ValueError as error:  # a size that the model does not take
             raise InputError(f"{path} cannot be predicted: {error}") from error
-        size = (image.height, image.width)
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
-        ids = class_ids(logits)[0].to(torch.uint8).cpu().numpy()  # [H, W]
         colours = colour(ids, palette)
         stem = output / (path.relative_to(root) if same_stem[_stem(path, root)] > 1 else _stem(path, root))
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +118,25 @@ def predict(
         written.append(stem.with_name(f"{stem.name}_overlay.png"))
         print(f"[{number}/{len(images)}] {path} -> {written[-1]}", flush=True)
     return written
+
+
+def segment(model, image: Image.Image, to_input: Callable, world) -> np.ndarray:
+    """Class ids [H, W] uint8 of a picture in RGB, by a model in eval mode on the device of `world`.
+
+    to_input as for `predict`. ValueError for a size that the model does not take.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    from common.losses import at_least_float32
+    from common.metrics import class_ids
+
+    with torch.no_grad():
+        logits = model(to_input(image)[None].to(world.device, memory_format=world.memory_format))  # [1, C, h, w]
+        size = (image.height, image.width)
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
+        return class_ids(logits)[0].to(torch.uint8).cpu().numpy()
 
 
 def _stem(path: Path, root: Path) -> Path:

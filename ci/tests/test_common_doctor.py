@@ -64,7 +64,7 @@ def test_a_machine_without_accelerator_can_train(tmp_path):
     assert done.stdout.isascii()
     found = rows(done.stdout)
     assert found["torch"].startswith(f"{torch.__version__}, built for")
-    assert found["torchvision"].endswith("compiled operators load")
+    assert found["torchvision"].endswith(("compiled operators load", "compiled operators do not load"))
     assert found["CPUs"].startswith(f"{cpu_cores()} that")
     assert found["HCCL_IF_IP"] == "10.0.0.1" and "TORCH_DEVICE_BACKEND_AUTOLOAD" not in found
     assert found["float32"].startswith("right: ") and "fp16" not in found
@@ -181,10 +181,10 @@ def test_what_is_lacking_is_installed_with_one_command(lacking, capsys):
 
 
 def test_a_broken_package_is_no_missing_one(lacking, capsys):
-    lacking({"torchvision": RuntimeError("operator torchvision::nms does not exist\nmore")})
+    lacking({"torchvision": RuntimeError("no such symbol\nmore")})
     assert doctor.main(["--device", "cpu"]) == 1
     text = capsys.readouterr().out
-    assert "NOT READY: torchvision does not import (RuntimeError: operator torchvision::nms" in last_line(text)
+    assert "NOT READY: torchvision does not import (RuntimeError: no such symbol" in last_line(text)
     assert "\n  float32                      right: " in text  # the rest is examined all the same
 
 

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from PIL import ImageOps
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from common.amp import autocast
@@ -35,8 +34,8 @@ from common.decode import decoder_name, open_image
 from common.device import World, exit_codes, find_device_type
 from common.errors import InputError
 from common.evaluate import evaluate
-from common.losses import at_least_float32
-from common.metrics import ConfusionMatrix, class_ids
+from common.metrics import ConfusionMatrix
+from common.predict import segment
 from common.runlog import write_json
 from common.tools.complexity import complexity
 from common.tools.plain_data import PlainSample, plain_sample
@@ -190,14 +189,9 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
     model = folder.network(world).eval()
     context = partial(autocast, folder.opt_level(world), args.amp_dtype, world)
 
-    @torch.no_grad()
-    def mask(image) -> Tensor:
+    def mask(image) -> np.ndarray:
         with context():
-            logits = model(to_input(image)[None].to(world.device, memory_format=world.memory_format))
-        size = (image.height, image.width)
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
-        return class_ids(logits)[0].to(torch.uint8).cpu()
+            return segment(model, image, to_input, world)
 
     image = ImageOps.exif_transpose(open_image(path))
     clock: dict[str, list[float]] = {"file to mask": [], "picture to mask": []}

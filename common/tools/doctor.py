@@ -246,7 +246,7 @@ def packages(report: Report) -> ModuleType | None:
         if name == "torchvision" and torch is None:
             report.row(package, "not looked at, for lack of torch" if _installed(name) else "not installed")
             continue
-        module, text = _imported(name)
+        module, text = _torchvision() if name == "torchvision" else _imported(name)
         report.row(package, f"{text}, {_operators(report, module)}" if module and name == "torchvision" else text)
         if text == "not installed":
             lacking.append(package)
@@ -281,6 +281,13 @@ def _torch(report: Report) -> ModuleType | None:
         oldest = ".".join(map(str, OLDEST_TORCH))
         report.problems.append(f"torch {text} is too old; install torch {oldest} or newer, with its torchvision")
     return torch
+
+
+def _torchvision() -> tuple[ModuleType | None, str]:
+    """As `_imported`, and as the networks import it: one for another build of torch lacks its compiled operators."""
+    with contextlib.suppress(Exception):  # which `_imported` meets again, and reports
+        importlib.import_module("common.backbone").torchvision_models()
+    return _imported("torchvision")
 
 
 def _operators(report: Report, torchvision: ModuleType) -> str:
