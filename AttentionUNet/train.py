@@ -226,7 +226,7 @@ def datasets(args):
 
 def check(args, world_size: int) -> None:
     """Raise InputError for what cannot work, before any process or training step starts."""
-    check_device_options(args)
+    check_device_options(args, torch.optim.Adam)
     if args.evaluate:
         train_set, *scored_sets = None, build_eval_set(args.data_path, args.image_size, args.eval_split, args.cache)
     else:

@@ -189,7 +189,7 @@ def datasets(args):
 
 def check(args, world_size: int) -> None:
     """Raise InputError for what cannot work, before any process or training step starts."""
-    check_device_options(args)
+    check_device_options(args, torch.optim.SGD)
     args.backbone = chosen_backbone(args)
     train_set, val_set = datasets(args)
     if args.check_data:

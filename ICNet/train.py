@@ -187,7 +187,7 @@ def datasets(args):
 
 def check(args, world_size: int) -> None:
     """Raise InputError for what cannot work, before any process or training step starts."""
-    check_device_options(args)
+    check_device_options(args, torch.optim.SGD)
     train_set, val_set = datasets(args)
     if args.check_data:
         check_pairs(train_set.pairs if train_set else [])

@@ -19,6 +19,7 @@ use_environment() {
     python=$root/.venv/bin/python
     missing=$(_missing "$python" "$@")
     if [[ -n "$missing" ]]; then
+        _check_room "$root" "$missing"
         echo "installing into .venv: $missing (a few minutes and some GB the first time)"
         # shellcheck disable=SC2086  the list is of separate words
         "$python" -m pip install --quiet --disable-pip-version-check $missing
@@ -49,6 +50,18 @@ for requirement in sys.argv[1:]:
     if not met:
         print(requirement, end=" ")
 PYTHON
+}
+
+# torch with the libraries of CUDA is 6 GB once it is installed, and pip keeps the packages beside it meanwhile.
+_check_room() {
+    local free_kib
+    [[ " $2" == *" torch"[\>\ ]* ]] || return 0
+    free_kib=$(df -Pk "$1" | awk 'NR == 2 {print $4}')
+    if ((free_kib < 10 << 20)); then
+        echo "error: $((free_kib >> 20)) GiB free in $1; installing torch with CUDA needs 10: free some, or install" \
+            "torch and torchvision for the CPU alone yourself, which are small, and start this again" >&2
+        exit 2
+    fi
 }
 
 # A torch that is there already is kept, with the plugin that belongs to it: the new environment sees it.

@@ -21,7 +21,7 @@ for folder in */train.py; do
     "$python" ci/smoke.py "$(dirname "$folder")" || exit 1
 done >"$walk_log" 2>&1 &
 walk=$!
-trap 'kill "$walk" 2>/dev/null || true; rm -f "$walk_log"' EXIT
+trap 'pkill -P "$walk" || true; kill "$walk" 2>/dev/null || true; rm -f "$walk_log"' EXIT
 status=0
 "$python" -m pytest "$@" || status=$?
 wait "$walk" || status=$?

@@ -1,5 +1,6 @@
 """Mixed precision behind one `step`: opt levels O0, O1 and O2 on every device, without apex."""
 
+import os
 from argparse import Namespace
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,17 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common import npu
 from common.device import (
     World,
     check_layout,
-    clear_overflow_flag,
     device_name,
     find_device_type,
     has_bfloat16,
-    overflow_flag,
-    owns_gradients,
     saturates,
-    sum_over_ranks,
 )
 from common.errors import InputError
 from common.optimizer import check_source
@@ -35,18 +33,19 @@ def effective_opt_level(amp: bool | None, opt_level: str, world: World, precisio
     return opt_level if wanted and precision_mode != "must_keep_origin_dtype" else "O0"
 
 
-def check_device_options(args: Namespace) -> None:
+def check_device_options(args: Namespace, optimizer: type[Optimizer]) -> None:
     """Raise InputError for a layout, a precision or an optimizer that the device of the run has not.
 
-    For before any process starts: the device of `args` is asked, which on an NPU opens it.
+    optimizer: torch.optim.SGD or Adam. For before any process starts: the first device of the run is asked, which on an
+    NPU opens it. In a torchrun of the user's each process asks its own later (`Amp`).
     """
-    device = torch.device(find_device_type(args.device), 0)
+    device = torch.device(find_device_type(args.device), (args.device_list or [0])[0])
     world = World(device)
     check_layout(args.channels_last, device.type)
-    check_half_precision(
-        effective_opt_level(args.amp, args.opt_level, world, args.precision_mode), args.amp_dtype, world
-    )
-    check_source(args.fused_optimizer, device.type)
+    check_source(args.fused_optimizer, optimizer, device.type)
+    if "LOCAL_RANK" not in os.environ:
+        opt_level = effective_opt_level(args.amp, args.opt_level, world, args.precision_mode)
+        check_half_precision(opt_level, args.amp_dtype, world)
 
 
 def check_half_precision(opt_level: str, dtype: str, world: World) -> None:
@@ -75,12 +74,10 @@ class Amp:
     loss_scale: "dynamic" or a number as text; "-1" means dynamic, as in the original command lines. Only fp16 needs
         a scale: with bf16 and O0 it is 1.
 
-    On chips that saturate instead of overflowing, the flag of the hardware counts as a gradient that is not finite,
-    at a fixed scale too. torch_npu's own scaler reads the same flag, but waits for the device several times a step,
-    never looks at a fixed scale, and cannot drive torch's fused optimizers; its state would fit no other device.
-
     At every level a step whose gradients are not finite changes neither weights nor momentum and is counted in
-    `skipped_steps`, a tensor on the device: nothing here waits for the device when the optimizer is a fused one.
+    `skipped_steps`, a tensor on the device: on CPU and CUDA nothing here waits for the device when the optimizer is a
+    fused one. Chips that saturate instead of overflowing have the plugin's own scaler at every level, which reads the
+    flag of the hardware and waits for it.
     Construct it after the model is on the device and before the optimizer's first step.
     """
 
@@ -92,11 +89,12 @@ class Amp:
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=world.device)
         check_half_precision(opt_level, dtype, world)
         scaled = opt_level != "O0" and dtype == "fp16"
-        self.saturates = scaled and saturates(world)
         dynamic = scaled and loss_scale in ("dynamic", "-1")
         self.static_scale = None if dynamic else (float(loss_scale) if scaled else 1.0)
         # the scale starts at 2^16 and doubles every 2,000 good steps when dynamic, the defaults of GradScaler
-        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=self.static_scale or 2.0**16)
+        init_scale = self.static_scale or 2.0**16
+        own = saturates(world)
+        self.scaler = npu.grad_scaler(init_scale) if own else torch.amp.GradScaler(world.device.type, init_scale)
         # (half-precision parameter of the model, its float32 master that the optimizer updates)
         self.masters: list[tuple[nn.Parameter, nn.Parameter]] = self._make_masters() if opt_level == "O2" else []
         self._start_momentum()
@@ -107,8 +105,6 @@ class Amp:
 
     def step(self, loss: Tensor) -> None:
         """Backward, optimizer step unless a gradient is not finite, and gradients set to none."""
-        if self.saturates:
-            clear_overflow_flag()
         self.scaler.scale(loss).backward()
         for half, master in self.masters:
             if master.grad is not None and half.grad is not None:
@@ -116,12 +112,7 @@ class Amp:
             else:
                 master.grad = None if half.grad is None else half.grad.float()
         self.scaler.unscale_(self.optimizer)
-        found = self.scaler._found_inf_per_device(self.optimizer)
-        if self.saturates:
-            flag = sum_over_ranks(overflow_flag(self.world))
-            for each in found.values():
-                each.add_(flag)
-        overflow = sum(found.values())
+        overflow = sum(self.scaler._found_inf_per_device(self.optimizer).values())
         self.scaler.step(self.optimizer)
         self.scaler.update(self.static_scale)
         self.skipped_steps += (overflow > 0).to(torch.int64)
@@ -129,7 +120,7 @@ class Amp:
             for half, master in self.masters:
                 half.copy_(master)
                 half.grad = None
-        self.optimizer.zero_grad(set_to_none=not owns_gradients(self.optimizer))
+        self.optimizer.zero_grad()  # to none, except by optimizers that own the gradients
 
     @property
     def is_dynamic(self) -> bool:
@@ -168,7 +159,7 @@ class Amp:
     def load_state_dict(self, state: dict) -> None:
         """Continue with the state of an earlier run; a fixed scale (1 for float32) says nothing about a dynamic one."""
         if self.static_scale is None and state["dynamic"]:
-            self.scaler.load_state_dict(state["scaler"])
+            self.scaler.load_state_dict({"dynamic": True, **state["scaler"]})  # a key that the plugin's has besides
         self.skipped_steps.fill_(state["skipped_steps"])
 
     def _make_masters(self) -> list[tuple[nn.Parameter, nn.Parameter]]:

@@ -380,8 +380,11 @@ def share_buffers(model: nn.Module, world: World) -> None:
 
 
 def has_bfloat16(world: World) -> bool:
-    """Whether the device computes in bfloat16: of NPUs the driver says so, every other device can."""
-    return world.device.type != "npu" or torch.npu.is_bf16_supported()
+    """Whether the device computes in bfloat16: of NPUs the plugin says so, every other device can."""
+    if world.device.type != "npu":
+        return True
+    torch.npu.set_device(world.device)  # the one that is asked
+    return torch.npu.is_bf16_supported()
 
 
 def saturates(world: World) -> bool:
@@ -390,16 +393,6 @@ def saturates(world: World) -> bool:
     So do the first generation of NPUs.
     """
     return world.device.type == "npu" and not torch.npu.utils.is_support_inf_nan()
-
-
-def clear_overflow_flag() -> None:
-    """Lower the flag of an NPU that saturates."""
-    torch.npu.clear_npu_overflow_flag()
-
-
-def overflow_flag(world: World) -> Tensor:
-    """A scalar float32 on the device: 1 if something has overflowed since the flag was lowered (waits for the NPU)."""
-    return torch.full((), float(torch.npu.get_npu_overflow_flag()), device=world.device)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

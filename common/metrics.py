@@ -63,8 +63,8 @@ class ConfusionMatrix:
         bins = torch.where(target == self.ignore_index, ignored, torch.where(known, pair, unknown)).flatten(0, 1)
         # Each row of pixels has bins of its own, so that not all threads of a device add to the same few numbers; they
         # are smaller than the logits. torch.bincount makes the host wait: its result is as long as the largest value.
-        rows = self.bins.new_zeros(len(bins), len(self.bins))  # [B * H, C * C + 2]
-        self.bins += rows.scatter_add_(1, bins, torch.ones_like(bins)).sum(0)
+        rows = torch.zeros(len(bins), len(self.bins), dtype=torch.int32, device=bins.device)  # [B * H, C * C + 2]
+        self.bins += rows.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.int32)).sum(0)
 
     @property
     def counts(self) -> Tensor:

@@ -1,8 +1,8 @@
 """What is asked of Ascend's plugin torch_npu: whether an NPU can be used, and if not, why; and its settings.
 
-Nothing here imports the plugin unless an NPU is asked for or looked for, nor torch before it is needed: what does not
-need it works where torch does not. What the chip computes like is asked of the
-driver: names such as "910B" belong to chips with and without bfloat16.
+Nothing here imports the plugin unless an NPU is asked for or looked for, and nothing imports torch before it is needed:
+the rest works where torch does not. What a chip computes like is asked of the plugin: names such as "910B" belong to
+chips with and without bfloat16.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # Where CANN's set_env.sh lies, newest layout first; as in common/env_npu.sh.
-CANN_FOLDERS = ("cann", "ascend-toolkit", "nnae", ".")
+CANN_FOLDERS = ("cann", "ascend-toolkit", "nnae")
 CANN_INSTALL_INFO = Path("/etc/Ascend/ascend_cann_install.info")
 
 
@@ -60,8 +60,15 @@ def _why_it_does_not_import(error: Exception) -> str:
         )
     if library := re.search(r"(lib\w+\.so[\w.]*): cannot open shared object file", text):
         home = cann_home()
-        remedy = f"source {home / 'set_env.sh'}" if home else "install CANN, and source its set_env.sh"
-        return f"CANN's library {library[1]} is not found, which torch_npu needs; {remedy} before the run"
+        if sourced := os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME"):
+            remedy = (
+                f"LD_LIBRARY_PATH has lost the folders of {sourced}, or it is incomplete: source CANN in a new shell"
+            )
+        elif home:
+            remedy = f"source {home / 'set_env.sh'} before the run"
+        else:
+            remedy = "install CANN, and source its set_env.sh before the run"
+        return f"CANN's library {library[1]} is not found, which torch_npu needs; {remedy}"
     if symbol := re.search(r"undefined symbol: \w+", text):
         cann = cann_version()
         return (
@@ -88,16 +95,22 @@ def _minor(text: str) -> str:
 
 
 def cann_home() -> Path | None:
-    """The folder of CANN that holds set_env.sh: the sourced one, else the first that is found on this machine."""
+    """The folder of CANN: that of this shell's environment, else the first with a set_env.sh on this machine."""
     for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
         if os.environ.get(name):
             return Path(os.environ[name])
-    roots = [Path("/usr/local/Ascend"), Path.home() / "Ascend"]
-    if CANN_INSTALL_INFO.is_file():
-        told = re.search(r"^Install_Path=(.+)$", CANN_INSTALL_INFO.read_text(encoding="utf-8"), re.MULTILINE)
-        roots = [Path(told[1].strip()), *roots] if told else roots
-    folders = (root / name for root in roots for name in CANN_FOLDERS)
-    return next((folder for folder in folders if (folder / "set_env.sh").is_file()), None)
+    told = re.search(r"^Install_Path=(.+)$", _text(CANN_INSTALL_INFO), re.MULTILINE)
+    usual = [root / name for root in (Path("/usr/local/Ascend"), Path.home() / "Ascend") for name in CANN_FOLDERS]
+    written = [Path(told[1].strip()) / name for name in (*CANN_FOLDERS, ".")] if told else []
+    return next((folder for folder in written + usual if (folder / "set_env.sh").is_file()), None)
+
+
+def _text(file: Path) -> str:
+    """What a file says; '' where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def cann_version() -> str | None:
@@ -105,7 +118,7 @@ def cann_version() -> str | None:
     home = cann_home()
     places = ("version.info", "*/version.info", "*/*/version.info")  # CANN keeps moving it
     for file in (file for place in places for file in sorted(home.glob(place))) if home else ():
-        if found := re.search(r"^version=(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE | re.IGNORECASE):
+        if found := re.search(r"^version=(\S+)", _text(file), re.MULTILINE | re.IGNORECASE):
             return found[1]
     return None
 
@@ -126,3 +139,14 @@ def set_up(hf32: bool | None = None, precision_mode: str | None = None) -> None:
         torch.npu.matmul.allow_hf32 = torch.npu.conv.allow_hf32 = hf32
     if precision_mode in ("must_keep_origin_dtype", "allow_fp32_to_fp16"):
         torch.npu.set_option({"ACL_PRECISION_MODE": precision_mode})
+
+
+def grad_scaler(init_scale: float):
+    """The plugin's own gradient scaler, for chips that saturate instead of overflowing.
+
+    It reads the flag that their hardware raises, and shares it with the other processes; the host waits for that. It is
+    a torch.amp.GradScaler, whose state lacks one key of its.
+    """
+    import torch
+
+    return torch.npu.amp.GradScaler(init_scale=init_scale)

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from common.device import World
+from common.device import World, owns_gradients, saturates
 from common.errors import InputError
-
-FUSED_DEVICES = ("cpu", "cuda", "npu")  # that have fused kernels; of torch_npu, 2.13 is known to
 
 
 def fused_optimizer(
@@ -23,42 +21,64 @@ def fused_optimizer(
     """SGD or Adam with all their arithmetic in one pass over the weights, where the device has that.
 
     kind: torch.optim.SGD or Adam. parameters: tensors, or groups of them with their own options. source: whose passes,
-    "torch", "torch_npu", "apex" or, for one operator after another, "off". Those of torch skip a step that is not
-    finite without the host waiting for the device to know it; the others wait. The state of each loads into the others.
-    Raises InputError where `source` is not there for the device.
+    "torch", "torch_npu", "apex" or, for one operator after another, "off". On CPU and CUDA those of torch skip a step
+    that is not finite without the host waiting for the device to know it; the others wait. Each takes the state of the
+    others over. Raises InputError where `source` is not there for the device.
     """
     if source in ("torch_npu", "apex"):
-        return _foreign(kind, source, world.device.type)(parameters, **options)
-    optimizer = kind(parameters, fused=source == "torch" and world.device.type in FUSED_DEVICES, **options)
+        optimizer = _foreign(kind, source, world.device.type)(parameters, **options)
+    else:
+        optimizer = kind(parameters, fused=source == "torch" and has_fused_kernel(kind, world, options), **options)
     optimizer.register_load_state_dict_post_hook(_lay_out_like_weights)
-    if world.device.type == "cpu" and world.channels_last:
+    if owns_gradients(optimizer):
+        optimizer.register_load_state_dict_post_hook(_count_in_numbers)
+    elif source == "torch" and world.device.type == "cpu" and world.channels_last:
         turned: list[Tensor] = []
         optimizer.register_step_pre_hook(lambda optimizer, *_: _channels_to_the_end(optimizer, turned))
         optimizer.register_step_post_hook(lambda optimizer, *_: _channels_back(optimizer, turned))
     return optimizer
 
 
-def check_source(source: str, device_type: str) -> None:
-    """Raise InputError when there are no fused optimizers of this source for the device."""
+def has_fused_kernel(kind: type[Optimizer], world: World, options: dict[str, object]) -> bool:
+    """Whether torch has SGD or Adam in one pass on this device.
+
+    A plugin is asked for its kernel: torch_npu has both by 2.13, and of older ones nobody here knows. By its sources
+    SGD's needs a momentum, and CANN has none for the first generation of chips.
+    """
+    if world.device.type != "npu":
+        return world.device.type in ("cpu", "cuda")
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::_fused_{kind.__name__.lower()}_", "PrivateUse1")
+    return registered and not saturates(world) and (kind is not torch.optim.SGD or bool(options.get("momentum")))
+
+
+def check_source(source: str, kind: type[Optimizer], device_type: str) -> None:
+    """Raise InputError when this source has no fused optimizer of this kind for the device."""
     if source in ("torch_npu", "apex"):
-        _foreign(torch.optim.SGD, source, device_type)
+        _foreign(kind, source, device_type)
 
 
 def _foreign(kind: type[Optimizer], source: str, device_type: str) -> type[Optimizer]:
-    """The class of torch_npu or apex that does what `kind` does."""
-    if device_type == "cpu" or (source, device_type) == ("torch_npu", "cuda"):
+    """The class of torch_npu or apex that does what `kind` does.
+
+    apex has one for SGD on CUDA: those for NPUs work with apex's own amp alone, and its Adam keeps its step where no
+    other optimizer looks for it, and by itself decouples the weight decay.
+    """
+    place = {"torch_npu": "npu", "apex": "cuda"}[source]
+    if device_type != place:
         raise InputError(
-            f"--fused_optimizer {source} is for {'an NPU' if source == 'torch_npu' else 'NPU and CUDA'}, and this run "
-            f"is on {device_type.upper()}; use --fused_optimizer torch"
+            f"--fused_optimizer {source} is for {place.upper()}, and this run is on {device_type.upper()}; use "
+            "--fused_optimizer torch"
         )
+    if source == "apex" and kind is not torch.optim.SGD:
+        raise InputError(f"--fused_optimizer apex is for SGD, and this model has {kind.__name__}; leave the flag out")
     module = {"torch_npu": "torch_npu.optim", "apex": "apex.optimizers"}[source]
     name = f"{'NpuFused' if device_type == 'npu' else 'Fused'}{kind.__name__}"
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"--fused_optimizer {source}: {module}.{name} cannot be imported ({error}); install {source} for this "
-            "device, or use --fused_optimizer torch"
+            f"--fused_optimizer {source}: {module}.{name} cannot be imported ({error}); install {source}, or use "
+            "--fused_optimizer torch"
         ) from None
 
 
@@ -102,3 +122,10 @@ def _lay_out_like_weights(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _count_in_numbers(optimizer: Optimizer) -> None:
+    """Give Adam its count of steps as a number: a tensor torch_npu would increase twice in each step."""
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = int(state["step"])

@@ -29,7 +29,7 @@ from common.waiting import DataWait, Reading
 
 RATE_WARMUP_STEPS = 10  # steps that do not count in images/s: workers start, kernels are chosen
 LEAST_LOSS_SCALE = 1.0  # of a dynamic one: below it, fp16 would lose fewer gradients without a scale
-MAX_SKIPPED_IN_A_ROW = 40  # a dynamic loss scale has come from 2^16 to 2^-24 by then: it is not the scale
+MAX_SKIPPED_IN_A_ROW = 40  # with a fixed scale, or none: nothing will change by itself
 RUN_MARK = "config.json"  # a folder that holds it is a run of ours
 
 
@@ -168,8 +168,8 @@ class RunLog:
                 "Lower --lr, lengthen the warm-up, or try --no_amp"
             )
         if amp is not None:
-            self._check_skipped(amp.skipped_steps.item(), steps)
             self._check_loss_scale(amp)
+            self._check_skipped(amp.skipped_steps.item(), steps)
         self.loss = losses.mean().item()
         rate = steps * self.images_per_step / seconds
         if rated and self.step > self._warm:

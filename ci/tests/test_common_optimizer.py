@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ci.tests.operators import Operators
+from common import optimizer
 from common.device import World
 from common.errors import InputError
 from common.optimizer import check_source, fused_optimizer
@@ -34,20 +35,43 @@ def steps(optimizer, model: nn.Conv2d, count: int, seed: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("device_type, fused", [("cpu", True), ("cuda", True), ("npu", True), ("mps", False)])
-def test_where_there_are_fused_kernels(device_type, fused):
-    taken = {}
+class SGD(torch.optim.SGD):
+    """Says with which options it is made, and is an ordinary one."""
 
-    class Recorded(torch.optim.SGD):
-        def __init__(self, parameters, **options):
-            taken.update(options)
-            super().__init__(parameters, lr=options["lr"])
+    def __init__(self, parameters, **options):
+        self.given = options
+        super().__init__(parameters, lr=options["lr"])
 
-    world = World(torch.device(device_type if device_type != "npu" else "cpu"))
-    if device_type == "npu":  # a name that torch knows with its plugin alone
-        world = type("Npu", (), {"device": type("Device", (), {"type": "npu"})})
-    fused_optimizer(Recorded, layer(torch.contiguous_format).parameters(), world, lr=0.1)
-    assert taken == {"fused": fused, "lr": 0.1}
+
+@pytest.mark.parametrize(
+    "device_type, registered, saturating, momentum, fused",
+    [
+        ("cpu", False, False, 0.0, True),
+        ("cuda", False, False, 0.0, True),
+        ("mps", False, False, 0.9, False),
+        ("npu", True, False, 0.9, True),
+        ("npu", False, False, 0.9, False),
+        ("npu", True, True, 0.9, False),
+        ("npu", True, False, 0.0, False),
+    ],
+)
+def test_where_there_are_fused_kernels(device_type, registered, saturating, momentum, fused, monkeypatch):
+    """On an NPU, where the plugin has registered one and the chip and the options are those that it is for."""
+    asked, real = [], torch._C._dispatch_has_kernel_for_dispatch_key
+
+    def has_kernel(name, key):
+        if key != "PrivateUse1":  # torch asks too
+            return real(name, key)
+        asked.append(name)
+        return registered
+
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", has_kernel)
+    monkeypatch.setattr(optimizer, "saturates", lambda world: saturating)
+    world = SimpleNamespace(device=SimpleNamespace(type=device_type), channels_last=False)
+    monkeypatch.setattr(torch.optim, "SGD", SGD)
+    made = fused_optimizer(SGD, layer(torch.contiguous_format).parameters(), world, lr=0.1, momentum=momentum)
+    assert made.given == {"fused": fused, "lr": 0.1, "momentum": momentum}
+    assert asked == (["aten::_fused_sgd_"] if device_type == "npu" else [])
 
 
 @pytest.mark.parametrize("saved", LAYOUTS, ids=str)
@@ -117,29 +141,56 @@ def test_one_operator_after_another_on_request():
 
 
 def test_apex_is_taken_when_asked_for(monkeypatch):
-    """By the name that it has on the device."""
+    """Its SGD on CUDA, whose momentum gets the layout of the weights from a checkpoint of another layout."""
     apex = ModuleType("apex.optimizers")
-    for name in ("FusedSGD", "FusedAdam", "NpuFusedSGD", "NpuFusedAdam"):
-        setattr(apex, name, type(name, (getattr(torch.optim, name.replace("Npu", "").replace("Fused", "")),), {}))
+    apex.FusedSGD = type("FusedSGD", (torch.optim.SGD,), {})
     monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
     monkeypatch.setitem(sys.modules, "apex.optimizers", apex)
-    for device_type, prefix in (("cuda", "Fused"), ("npu", "NpuFused")):
-        for kind, options in KINDS:
-            world = SimpleNamespace(device=SimpleNamespace(type=device_type))
-            parameters = layer(torch.contiguous_format).parameters()
-            optimizer = fused_optimizer(kind, parameters, world, "apex", lr=0.1, **options)
-            assert type(optimizer).__name__ == prefix + kind.__name__
-            assert optimizer.defaults["weight_decay"] == 0.01
+    before, after = layer(torch.contiguous_format), layer(torch.channels_last)
+    first = fused_optimizer(
+        torch.optim.SGD, before.parameters(), in_layout(torch.contiguous_format), lr=0.1, momentum=0.9
+    )
+    steps(first, before, 1, seed=1)
+    world = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    second = fused_optimizer(torch.optim.SGD, after.parameters(), world, "apex", lr=0.1, momentum=0.9)
+    assert type(second) is apex.FusedSGD
+    second.load_state_dict(first.state_dict())
+    momentum, expected = second.state[after.weight]["momentum_buffer"], first.state[before.weight]["momentum_buffer"]
+    assert momentum.stride() == after.weight.stride() != expected.stride()
+    assert torch.equal(momentum, expected)
 
 
-@pytest.mark.parametrize("source, device_type, message", [
-    ("apex", "cuda", "apex.optimizers.FusedSGD cannot be imported .*install apex .*--fused_optimizer torch"),
-    ("apex", "cpu", "apex is for NPU and CUDA, and this run is on CPU; use --fused_optimizer torch"),
-    ("torch_npu", "cuda", "torch_npu is for an NPU, and this run is on CUDA; use --fused_optimizer torch"),
+def test_the_plugins_adam_gets_its_count_of_steps_as_a_number(monkeypatch):
+    """From a checkpoint of torch's, which counts in a tensor: the plugin would add to it twice."""
+
+    class NpuFusedAdam(torch.optim.Adam):
+        is_fused_optimizer = True
+
+    plugin = ModuleType("torch_npu.optim")
+    plugin.NpuFusedAdam = NpuFusedAdam
+    monkeypatch.setitem(sys.modules, "torch_npu", ModuleType("torch_npu"))
+    monkeypatch.setitem(sys.modules, "torch_npu.optim", plugin)
+    model = layer(torch.contiguous_format)
+    first = fused_optimizer(torch.optim.Adam, model.parameters(), in_layout(torch.contiguous_format), lr=0.1)
+    steps(first, model, 3, seed=1)
+    assert isinstance(first.state[model.weight]["step"], torch.Tensor)
+    world = SimpleNamespace(device=SimpleNamespace(type="npu"))
+    second = fused_optimizer(torch.optim.Adam, model.parameters(), world, "torch_npu", lr=0.1)
+    second.load_state_dict(first.state_dict())
+    assert [type(state["step"]) for state in second.state.values()] == [int, int]
+    assert second.state[model.weight]["step"] == 3
+
+
+@pytest.mark.parametrize("source, kind, device_type, message", [
+    ("apex", torch.optim.SGD, "cuda", "apex.optimizers.FusedSGD cannot be imported .*install apex, or use --fused"),
+    ("apex", torch.optim.SGD, "cpu", "apex is for CUDA, and this run is on CPU; use --fused_optimizer torch"),
+    ("apex", torch.optim.SGD, "npu", "apex is for CUDA, and this run is on NPU; use --fused_optimizer torch"),
+    ("apex", torch.optim.Adam, "cuda", "apex is for SGD, and this model has Adam; leave the flag out"),
+    ("torch_npu", torch.optim.SGD, "cuda", "torch_npu is for NPU, and this run is on CUDA; use --fused"),
 ])  # fmt: skip
-def test_an_optimizer_that_is_not_there_is_an_error(monkeypatch, source, device_type, message):
+def test_an_optimizer_that_is_not_there_is_an_error(monkeypatch, source, kind, device_type, message):
     monkeypatch.setitem(sys.modules, "apex", None)
     with pytest.raises(InputError, match=message):
-        check_source(source, device_type)
+        check_source(source, kind, device_type)
     for own in ("torch", "off"):
-        check_source(own, device_type)
+        check_source(own, kind, device_type)

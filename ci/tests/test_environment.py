@@ -42,3 +42,17 @@ def test_a_python_that_is_too_old_is_refused_in_one_line(tmp_path):
     done = in_shell("use_environment numpy", PYTHON=str(old))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "install Python >= 3.10" in done.stderr
+
+
+def test_a_disk_that_torch_would_fill_is_refused_in_one_line():
+    """Before pip leaves half of an environment behind."""
+    for free_kib, lacking, code in (
+        (9 << 20, "torch>=2.6 numpy ", 2),
+        (10 << 20, "torch>=2.6 numpy ", 0),
+        (9 << 20, "numpy torch ", 2),
+        (0, "torchvision numpy ", 0),
+    ):
+        done = in_shell(f"df() {{ echo Filesystem; echo /dev/vda 1 1 {free_kib} 99% /; }}\n_check_room . {lacking!r}")
+        assert done.returncode == code, (free_kib, lacking, done.stderr)
+        assert done.stderr.count("\n") == bool(code)
+        assert not code or ("9 GiB free" in done.stderr and "free some" in done.stderr)

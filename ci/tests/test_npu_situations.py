@@ -115,16 +115,22 @@ SITUATIONS = {
         "--channels_last is on, and an NPU takes contiguous tensors alone; leave the flag out, or give "
         "--no_channels_last",
     ),
-    "an optimizer that is not installed": Situation(
-        "simulated",
-        [*NPU, "--fused_optimizer=apex"],
-        "--fused_optimizer apex: apex.optimizers.NpuFusedSGD cannot be imported (No module named 'apex'); install apex "
-        "for this device, or use --fused_optimizer torch",
-    ),
     "an optimizer of another device": Situation(
         None,
         ["--device=cpu", "--fused_optimizer=torch_npu"],
-        "--fused_optimizer torch_npu is for an NPU, and this run is on CPU; use --fused_optimizer torch",
+        "--fused_optimizer torch_npu is for NPU, and this run is on CPU; use --fused_optimizer torch",
+    ),
+    "apex on an NPU": Situation(
+        "simulated",
+        [*NPU, "--fused_optimizer=apex"],
+        "--fused_optimizer apex is for CUDA, and this run is on NPU; use --fused_optimizer torch",
+    ),
+    "CANN sourced and not on the library path": Situation(
+        failing("libhccl.so: cannot open shared object file: No such file or directory"),
+        NPU,
+        f"{CANNOT}CANN's library libhccl.so is not found, which torch_npu needs; LD_LIBRARY_PATH has lost the folders "
+        f"of /opt/cann, or it is incomplete: source CANN in a new shell{ELSE}",
+        environment={"ASCEND_HOME_PATH": "/opt/cann"},
     ),
 }
 

@@ -71,7 +71,7 @@ HARMFUL = (
 )
 # device type -> what to do when it does not calculate, or wrongly
 REMEDIES = {
-    "npu": "check that the driver, CANN, its operator package for this chip and torch_npu pair (npu-smi info)",
+    "npu": "check that the driver, CANN, its operators for this chip and torch_npu pair; or try --fused_optimizer off",
     "cuda": "check that the driver fits the CUDA that torch is built for (nvidia-smi)",
     "cpu": "install torch again: pip install --force-reinstall torch torchvision",
 }
@@ -369,7 +369,8 @@ def devices(report: Report, kind: str) -> str | None:
     report.section("devices")
     usable = {"npu": npu.installed() and npu.problem() is None, "cuda": device_count("cuda") > 0}
     for name, there in usable.items():
-        report.row(name, _names(name, device_count(name)) if there else "none")
+        asked = there and kind in ("auto", name)  # a card that is not wanted, and hangs, is not to be asked
+        report.row(name, _names(name, device_count(name)) if asked else "not asked" if there else "none")
     report.row("cpu", device_name(torch.device("cpu")))
     if shutil.which("nvidia-smi") and not usable["cuda"]:
         report.missing.append(

@@ -73,7 +73,7 @@ def device_step(world: World, precision: str) -> Step:
     """The step as a run takes it, with its placement, precision ("float32", "fp16" or "bf16") and optimizer."""
     model = place(_network(), world)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = fused_optimizer(torch.optim.SGD, model.parameters(), world, lr=LR)
+    optimizer = fused_optimizer(torch.optim.SGD, model.parameters(), world, lr=LR, momentum=0.9)  # it starts from 0
     mixed = precision != "float32"
     # a scale at which nothing of this small network overflows: the step is not skipped
     amp = Amp(model, optimizer, "O1" if mixed else "O0", "128", world, precision if mixed else "fp16")

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+import torch.distributed as dist
 
 from npu_simulation import rules
 
@@ -27,15 +28,23 @@ class GradScaler(torch.amp.GradScaler):
         return super().scale(outputs)
 
     def unscale_(self, optimizer) -> None:
+        raised = rules.State.overflow
         super().unscale_(optimizer)
         found = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+        overflow = self._dynamic and (raised or any(flag.item() for flag in found.values()))
+        if self._dynamic and not rules.INF_NAN and dist.is_initialized():
+            count = torch.full((1,), float(overflow), device="npu")
+            dist.all_reduce(count)
+            overflow = count.item() > 0
         for flag in found.values():
-            if not self._dynamic:
-                flag.zero_()
-            elif rules.State.overflow:
-                flag.fill_(1.0)
-            if flag.item():
-                print("Gradient overflow. Skipping step")
+            flag.fill_(float(overflow))
+        if overflow:
+            print("Gradient overflow. Skipping step")
+
+    def step(self, optimizer, *args, **kwargs):
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # it hands torch's fused ones an unknown argument
+            raise TypeError("step() got an unexpected keyword argument 'grad_scaler'")
+        return super().step(optimizer, *args, **kwargs)
 
     def update(self, new_scale=None) -> None:
         if self._dynamic or new_scale is not None:

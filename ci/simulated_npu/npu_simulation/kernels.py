@@ -292,6 +292,15 @@ def _sync_batch_norm_operators() -> dict[str, Callable]:
     }
 
 
+def fused_step(op: torch._ops.OpOverload, *args, **kwargs):
+    """A step of a fused optimizer of torch, which CANN has for newer chips, and of SGD with a momentum."""
+    if not rules.INF_NAN:
+        raise RuntimeError(f"{op} is not supported on {rules.SOC} (EZ9999)")
+    if op is aten._fused_sgd_.default and not kwargs["momentum"] > 0:
+        raise RuntimeError("Expected momentum > 0 to be true")
+    return run(op, *args, **kwargs)
+
+
 def register() -> None:
     """Give torch the kernels of the device."""
     everything = torch.library.Library("_", "IMPL")
@@ -312,6 +321,8 @@ def register() -> None:
     }
     for name, kernel in kernels.items():
         own.impl(name, kernel, "PrivateUse1")
+    for name in ("_fused_sgd_", "_fused_adam_", "_fused_adamw_"):  # programs ask whether the plugin has them
+        own.impl(name, functools.partial(fused_step, getattr(aten, name).default), "PrivateUse1")
     own.impl("_pin_memory", memory.pin, "CPU")
     own.impl("is_pinned", memory.is_pinned, "CPU")
     _libraries.extend((everything, own))

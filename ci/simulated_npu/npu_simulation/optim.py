@@ -47,7 +47,16 @@ class _Fused:
 
     def step(self, closure=None):
         self._check()
-        return super().step(closure)
+        for state in (state for state in self.state.values() if "step" in state):
+            # the plugin counts in numbers: a tensor it would increase twice
+            if isinstance(state["step"], torch.Tensor):
+                raise RuntimeError("a fused optimizer was given its count of steps as a tensor")
+            state["step"] = torch.tensor(float(state["step"]))
+        result = super().step(closure)
+        for state in self.state.values():
+            if "step" in state:
+                state["step"] = int(state["step"])
+        return result
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         if set_to_none:

@@ -96,7 +96,7 @@ FUSED = {"log_every_steps": 2, "validate": 0, "device": "npu"}
 
 @pytest.mark.parametrize("folder", ["AttentionUNet", "BiSeNetv1"])  # Adam and SGD
 def test_the_plugins_optimizers_train_like_torchs(folder, data, tmp_path):  # noqa: F811  the fixture that is imported
-    """Interrupted after half of the steps; and what they leave is continued by torch's."""
+    """Interrupted after half of the steps; and what they leave is continued by torch's, and the other way round."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(folder, data, whole, **FUSED, amp=0, fused_optimizer="off")  # the same operators, tensor by tensor
     train(folder, data, parts, **FUSED, amp=0, fused_optimizer="torch_npu", save_every_steps=4, max_steps=4)
@@ -106,7 +106,8 @@ def test_the_plugins_optimizers_train_like_torchs(folder, data, tmp_path):  # no
     assert ours == theirs
     assert len(set(ours)) == len(ours) == 4
     train(folder, data, parts, **FUSED, amp=0, resume="auto", epochs=3)  # torch's own takes the state over
-    assert last_checkpoint(parts)["steps_done"] == 12
+    train(folder, data, parts, **FUSED, amp=0, resume="auto", epochs=4, fused_optimizer="torch_npu")  # and back
+    assert last_checkpoint(parts)["steps_done"] == 16
 
 
 @pytest.mark.parametrize("opt_level, dtype", [("O1", "fp16"), ("O2", "fp16"), ("O1", "bf16")])
