@@ -89,7 +89,7 @@ CHINESE = {
         "`must_keep_origin_dtype`：不用混合精度，NPU 的 float32 算子保持 float32；"
         "`allow_fp32_to_fp16`：允许 NPU 以 float16 计算它们；`allow_mix_precision`：由 `--amp` 决定"
     ),
-    "fused_optimizer": "用哪一家的优化器一次更新全部权重",
+    "fused_optimizer": "融合优化器的来源：`torch`；`torch_npu` 用于 NPU；`apex` 用于 CUDA 上的 SGD；`off`：逐个算子",
     "local_rank": "旧启动器传入的参数，它们同时设置 `LOCAL_RANK`：以后者为准",
     "local_addr": "本机的地址；torchrun 自动找到的地址无法从其他机器访问时才需要",
     "eval_every_steps": "每隔多少步评测并保存一次检查点",

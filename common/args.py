@@ -161,7 +161,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         ),
         "fused_optimizer": (
             ("torch", "torch_npu", "apex", "off"),
-            "whose optimizer updates all weights in one pass",
+            "whose one-pass optimizer: torch; torch_npu on an NPU; apex for SGD on CUDA; off: operator by operator",
         ),
     },
     "devices": {
