@@ -106,8 +106,6 @@ def local_devices(args: Namespace) -> list[int]:
     """
     device_type = find_device_type(args.device)
     available = device_count(device_type)
-    if args.device == "auto":
-        print(why_this_device(device_type), flush=True)
     wanted = list(range(args.devices))
     if args.device_list:
         wanted = args.device_list
@@ -160,6 +158,8 @@ def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable
                     "give its address with --master_addr, the same on all machines"
                 )
             check(args, len(devices) * args.nnodes)
+            if args.device == "auto":
+                print(why_this_device(find_device_type()), flush=True)
             if len(devices) * args.nnodes > 1:
                 _run_torchrun(len(devices), args)
                 return

@@ -60,10 +60,9 @@ def _why_it_does_not_import(error: Exception) -> str:
         )
     if library := re.search(r"(lib\w+\.so[\w.]*): cannot open shared object file", text):
         home = cann_home()
-        if sourced := os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME"):
-            remedy = (
-                f"LD_LIBRARY_PATH has lost the folders of {sourced}, or it is incomplete: source CANN in a new shell"
-            )
+        if os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME"):
+            script = home / "set_env.sh" if (home / "set_env.sh").is_file() else "its set_env.sh"
+            remedy = f"CANN in {home} is incomplete, or LD_LIBRARY_PATH has lost it: source {script} once more"
         elif home:
             remedy = f"source {home / 'set_env.sh'} before the run"
         else:

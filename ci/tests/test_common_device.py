@@ -135,21 +135,18 @@ def test_a_plugin_that_does_not_import_gives_its_reason_in_one_line(real_lookup,
 
 
 def test_auto_says_what_it_has_found(monkeypatch, capsys):
-    local_devices(flags())
-    assert capsys.readouterr().out == (
-        "running on the CPU (--device auto): torch_npu is not installed; torch sees no CUDA device\n"
-    )
+    def said(**given):
+        launch(lambda args: None, flags(**given), lambda args, size: None)
+        return capsys.readouterr().out
+
+    assert said() == "running on the CPU (--device auto): torch_npu is not installed; torch sees no CUDA device\n"
     install_cuda(monkeypatch, 1)
-    local_devices(flags())
-    assert capsys.readouterr().out == "running on CUDA (--device auto): torch_npu is not installed\n"
+    assert said() == "running on CUDA (--device auto): torch_npu is not installed\n"
     install_npu(monkeypatch, 0)
-    local_devices(flags())
-    assert "running on CUDA (--device auto): torch_npu sees no device" in capsys.readouterr().out
+    assert "running on CUDA (--device auto): torch_npu sees no device" in said()
     install_npu(monkeypatch, 1)
-    local_devices(flags())
-    assert capsys.readouterr().out == "running on the NPU (--device auto)\n"
-    local_devices(flags(device="cuda"))
-    assert capsys.readouterr().out == "", "a device that was asked for needs no reason"
+    assert said() == "running on the NPU (--device auto)\n"
+    assert said(device="cuda") == "", "a device that was asked for needs no reason"
 
 
 def test_a_plugin_that_is_simulated_without_a_spec_is_found(real_lookup, monkeypatch):
