@@ -128,8 +128,8 @@ SITUATIONS = {
     "CANN sourced and not on the library path": Situation(
         failing("libhccl.so: cannot open shared object file: No such file or directory"),
         NPU,
-        f"{CANNOT}CANN's library libhccl.so is not found, which torch_npu needs; CANN in /usr/local/cann is incomplete, or "
-        f"LD_LIBRARY_PATH has lost it: source its set_env.sh once more{ELSE}",
+        f"{CANNOT}CANN's library libhccl.so is not found, which torch_npu needs; CANN in /usr/local/cann is "
+        f"incomplete, or LD_LIBRARY_PATH has lost it: source its set_env.sh once more{ELSE}",
         environment={"ASCEND_HOME_PATH": "/usr/local/cann"},
     ),
 }
