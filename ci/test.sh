@@ -9,12 +9,13 @@ fi
 cd "$(dirname "$0")/.."
 source ci/environment.sh
 mapfile -t packages < <(grep -v '^#' common/requirements.txt)
-use_environment "${packages[@]}" "pytest>=8" "ruff>=0.9"
+use_environment "${packages[@]}" "pytest>=8" "pytest-xdist>=3.7" "ruff>=0.9"
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 
-# Both keep one core busy: they run side by side.
+# Each of these keeps one core busy: a file of tests stays in one process, and the walks run beside them. Files come in
+# the order of their names, which has the long ones first.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 walk_log=$(mktemp)
 for folder in */train.py; do
@@ -23,7 +24,7 @@ done >"$walk_log" 2>&1 &
 walk=$!
 trap 'pkill -P "$walk" || true; kill "$walk" 2>/dev/null || true; rm -f "$walk_log"' EXIT
 status=0
-"$python" -m pytest "$@" || status=$?
+"$python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@" || status=$?
 wait "$walk" || status=$?
 cat "$walk_log"
 exit "$status"
