@@ -34,7 +34,7 @@ from common.checkpoint import (
 )
 from common.compile import compiled
 from common.data import batches, steps_in_epoch, worker_count
-from common.device import data_parallel, launch, place, setup
+from common.device import check_same, data_parallel, launch, place, setup
 from common.errors import InputError
 from common.evaluate import evaluate, evaluate_only, validate
 from common.norm import synchronize_batch_norm
@@ -81,6 +81,7 @@ def main(args) -> dict:
     first_step, best = 0, None
     if checkpoint:
         first_step, best = resume(read_resumable(checkpoint, model, images_per_step), optimizer, amp)
+    check_same(world, args, first_step, train_set, val_set, test_set)
     training_network = model
     if args.compile:
         training_network, note = compiled(
@@ -136,6 +137,7 @@ def main(args) -> dict:
 def score(args, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on --eval_split."""
     data_set = build_eval_set(args.data_path, args.image_size, args.eval_split, args.cache)
+    check_same(world, args, 0, data_set)
     model = place(trained_model(args), world)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(

@@ -30,7 +30,7 @@ from common.checkpoint import (
 from common.cityscapes import CLASS_NAMES, NUM_CLASSES, PALETTE, check_pairs
 from common.compile import compiled
 from common.data import batches, steps_in_epoch, worker_count
-from common.device import data_parallel, launch, place, setup
+from common.device import check_same, data_parallel, launch, place, setup
 from common.evaluate import evaluate_only, validate
 from common.metrics import ConfusionMatrix
 from common.norm import synchronize_batch_norm
@@ -74,6 +74,7 @@ def main(args) -> dict:
     first_step, best = 0, None
     if checkpoint:
         first_step, best = resume(read_resumable(checkpoint, model, images_per_step), optimizer, amp)
+    check_same(world, args, first_step, train_set, val_set)
     training_network = model
     if args.compile:
         training_network, note = compiled(model, world, (args.device_batch_size, 3, *args.crop_size), amp.autocast)
@@ -118,6 +119,7 @@ def main(args) -> dict:
 
 def score(args, val_set, world, workers: int, opt_level: str) -> dict:
     """`--evaluate`: the scores of --checkpoint on the validation set."""
+    check_same(world, args, 0, val_set)
     model = place(trained_model(args), world)
     images_per_step = args.eval_batch_size * world.size
     log = RunLog(

@@ -1,6 +1,15 @@
 """The machinery that every model folder shares: flat modules of one concern each."""
 
 import os
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036  in words, before an import fails on what an older Python cannot read
+    print(
+        f"error: this is Python {sys.version.split()[0]}, and Python 3.10 or newer is needed; "
+        "install one, and start with it (the scripts in test/ take PYTHON=python3.12)",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 # torch loads an installed Ascend plugin as soon as it is imported (since 2.5), and fails when CANN is not on
 # the library path. The plugin is imported where an NPU is asked for or looked for: common/device.py.

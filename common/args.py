@@ -272,6 +272,12 @@ EITHER_OR = (
 # A path in a preset starts in the model's folder; one on the command line where the user is.
 PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_dir"}
 
+# What may differ between the processes of one run: where they are, and how each of them reads.
+OF_ONE_PROCESS = PATHS | {
+    "resume", "workers", "check_data", "device", "devices", "device_list", "distributed", "nnodes", "node_rank",
+    "master_addr", "master_port", "local_addr", "local_rank",
+}  # fmt: skip
+
 
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str):
@@ -345,6 +351,12 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
             is_path = name in PATHS and value not in ("", "none", "sample")
             setattr(args, name, str(folder / value) if is_path else value)
     return args
+
+
+def shared_values(args: Namespace) -> dict[str, object]:
+    """The flags that all processes of a run must have alike, with their values."""
+    known = {name for flags in FLAGS.values() for name in flags}
+    return {name: value for name, value in vars(args).items() if name in known - OF_ONE_PROCESS}
 
 
 _DEFAULT = object()  # told from every value that a command line can give

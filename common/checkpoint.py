@@ -65,7 +65,7 @@ def _on_cpu(value):
 def write_atomically(path: Path, write: Callable) -> None:
     """Call `write(file)` on a temporary file beside `path` and put it in place once it is on the disk.
 
-    A process that is killed, or a disk that is full, leaves the old file as it was.
+    A process that is killed, or a disk that is full, leaves the old file as it was; the latter raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -76,9 +76,12 @@ def write_atomically(path: Path, write: Callable) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; other users read results too
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            # torch.save says of a full disk that a position is unexpected
+            raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from error
         raise
 
 
@@ -126,7 +129,8 @@ def find_resume(resume: str, output_dir: str | Path) -> Path | None:
 
 def continues_run(checkpoint: Path | None, output_dir: str | Path) -> bool:
     """Whether a run resumed from `checkpoint` goes on in the folder of the run that wrote it."""
-    return checkpoint is not None and checkpoint.resolve().parent.parent == Path(output_dir).resolve()
+    # the folder as it is named: checkpoints/ may be a link to a larger disk
+    return checkpoint is not None and checkpoint.absolute().parent.parent.resolve() == Path(output_dir).resolve()
 
 
 def read_resumable(path: str | Path, model: nn.Module, images_per_step: int) -> dict:

@@ -23,10 +23,10 @@ def compiled(
     A step with images of zeros is tried at once, so that a missing compiler is known before training starts; weights,
     statistics and random numbers are afterwards what they were.
     """
-    network = torch.compile(model, dynamic=False)
     buffers = copy.deepcopy(list(model.buffers()))
     random_state = torch.get_rng_state(), _device_random(world).get_rng_state() if _device_random(world) else None
     try:
+        network = torch.compile(model, dynamic=False)  # refuses by itself on a Python that is too new for it
         images = torch.zeros(*shape, device=world.device).contiguous(memory_format=world.memory_format)
         with autocast():
             outputs = network.train()(images)

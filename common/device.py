@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import inspect
 import logging
 import os
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common import npu
+from common.args import shared_values
+from common.cores import cpu_cores
 from common.errors import Diverged, InputError
 from common.winograd import use_winograd
 
@@ -87,11 +90,6 @@ def why_this_device(device_type: str) -> str:
     return f"running on the CPU (--device auto): {'; '.join(reasons)}"
 
 
-def cpu_cores() -> int:
-    """Cores that this process may use: fewer than the machine has, in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def device_count(device_type: str) -> int:
     """How many devices of this type there are; for the CPU as many as one likes."""
     if device_type == "cpu":
@@ -120,12 +118,7 @@ def local_devices(args: Namespace) -> list[int]:
             f"{len(wanted)} devices are asked for and {available} {device_type} device(s) found; "
             f"use --devices {available}, --device_list with some of 0..{available - 1}, or --device cpu"
         )
-    if device_type == "cpu" and args.device == "auto" and len(wanted) > 1:
-        reason = f"no CUDA, and {npu.problem()}" if npu.installed() else "neither NPU nor CUDA"
-        raise InputError(
-            f"{len(wanted)} devices are asked for and 0 found ({reason}); use --devices 1 or "
-            "--device_list 0 for one process on the CPU, or --device cpu --devices 2 for processes on the CPU"
-        )
+    _check_processes(args.device, device_type, len(wanted))
     beyond = [index for index in wanted if index >= available]
     if beyond:
         raise InputError(
@@ -133,6 +126,16 @@ def local_devices(args: Namespace) -> list[int]:
             f"some of 0..{available - 1}"
         )
     return wanted
+
+
+def _check_processes(kind: str, device_type: str, processes: int) -> None:
+    """Raise InputError when --device auto would make several processes on the CPU of what was meant for devices."""
+    if device_type == "cpu" and kind == "auto" and processes > 1:
+        reason = f"no CUDA, and {npu.problem()}" if npu.installed() else "neither NPU nor CUDA"
+        raise InputError(
+            f"{processes} devices are asked for and 0 found ({reason}); use --devices 1 or "
+            "--device_list 0 for one process on the CPU, or --device cpu --devices 2 for processes on the CPU"
+        )
 
 
 def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable[[Namespace, int], None]) -> None:
@@ -146,6 +149,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable
     """
     with exit_codes():
         if "LOCAL_RANK" not in os.environ:
+            _check_launcher(args)
             devices = local_devices(args)
             if args.node_rank >= args.nnodes:
                 raise InputError(
@@ -158,20 +162,40 @@ def launch(main: Callable[[Namespace], object], args: Namespace, check: Callable
                     "give its address with --master_addr, the same on all machines"
                 )
             check(args, len(devices) * args.nnodes)
-            if args.device == "auto":
-                print(why_this_device(find_device_type()), flush=True)
+            _say_why(args)
             if len(devices) * args.nnodes > 1:
                 _run_torchrun(len(devices), args)
                 return
         else:
             _end_with_parent()
             if not os.environ.get(CHECKED):
-                check(args, int(os.environ["WORLD_SIZE"]))
+                processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+                _check_processes(args.device, find_device_type(args.device), processes)
+                check(args, int(os.environ.get("WORLD_SIZE", 1)))
+                if os.environ.get("RANK", "0") == "0":
+                    _say_why(args)
         main(args)
         if dist.is_initialized():
             if dist.get_backend() == "gloo":
                 _exit(0)  # with torch 2.6, destroying a group of gloo may wait for ever, and not doing so abort
             dist.destroy_process_group()
+
+
+def _check_launcher(args: Namespace) -> None:
+    """Raise InputError where another program has numbered the processes and not said which of them share a machine."""
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if rank is not None and size != "1" and args.nnodes == 1:
+        raise InputError(
+            f"the environment has RANK={rank} and WORLD_SIZE={size} and no LOCAL_RANK; unset them, start with "
+            "torchrun, or, where each process has a machine of its own, give "
+            '--nnodes "$WORLD_SIZE" --node_rank "$RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT"'
+        )
+
+
+def _say_why(args: Namespace) -> None:
+    """One line about what --device auto takes."""
+    if args.device == "auto":
+        print(why_this_device(find_device_type()), flush=True)
 
 
 @contextlib.contextmanager
@@ -195,6 +219,18 @@ def exit_codes():
     except Exception as error:
         if dist.is_initialized() and re.search("Connection (closed|reset)|Broken pipe", str(error)):
             print(f"{name}: process {dist.get_rank()} has lost another process of the run", file=sys.stderr)
+        elif isinstance(error, PermissionError) and error.filename:
+            print(
+                f"{name}: error: no permission for {error.filename}; have its owner give it, or name another path",
+                file=sys.stderr,
+            )
+            _exit(2)
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(
+                f"{name}: stopped: no space is left for {error.filename or 'a file'}; what was complete before is "
+                "still there: free some space, and continue with --resume auto",
+                file=sys.stderr,
+            )
         else:
             traceback.print_exc()
         _exit(1)
@@ -238,7 +274,8 @@ def _run_torchrun(processes: int, args: Namespace) -> None:
             flush=True,
         )
     else:
-        command += ["--standalone"]  # finds a free port by itself
+        # finds a free port by itself, at an address that needs no name: that of a laptop may not resolve
+        command += ["--standalone", "--local_addr=127.0.0.1"]
     os.environ[CHECKED] = "1"
     # torchrun would set one thread per process, which leaves most cores of a CPU run idle
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // processes)))
@@ -247,6 +284,7 @@ def _run_torchrun(processes: int, args: Namespace) -> None:
     for logger in list(logging.root.manager.loggerDict):
         if logger.startswith("torch.distributed.elastic."):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
+    _stay_under_nohup()
     try:
         run(get_args_parser().parse_args([*command, *sys.argv]))
     except ChildFailedError as error:
@@ -258,6 +296,15 @@ def _run_torchrun(processes: int, args: Namespace) -> None:
         sys.exit(2 if 2 in codes else (codes or [1])[0])
     except SignalException as error:
         raise KeyboardInterrupt from error
+
+
+def _stay_under_nohup() -> None:
+    """Have torchrun ignore the end of the terminal where this process does: it would undo what nohup has set."""
+    from torch.distributed.elastic.multiprocessing import api
+
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        end = api._terminate_process_handler
+        api._terminate_process_handler = lambda number, frame: None if number == signal.SIGHUP else end(number, frame)
 
 
 def setup(
@@ -281,8 +328,11 @@ def setup(
     device_type = find_device_type(kind)
     channels_last = device_type != "npu" if channels_last is None else channels_last
     check_layout(channels_last, device_type)
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank = local_rank = 0
+    size = 1
+    if "LOCAL_RANK" in os.environ:  # without it the others are of another program, if they are there at all
+        local_rank, rank = int(os.environ["LOCAL_RANK"]), int(os.environ.get("RANK", 0))
+        size = int(os.environ.get("WORLD_SIZE", 1))
     if device_type == "cpu":
         device = torch.device("cpu")
         keep_freed_memory()
@@ -393,6 +443,27 @@ def saturates(world: World) -> bool:
     So do the first generation of NPUs.
     """
     return world.device.type == "npu" and not torch.npu.utils.is_support_inf_nan()
+
+
+def check_same(world: World, args: Namespace, first_step: int, *datasets: Sized | None) -> None:
+    """Raise InputError, on every process, unless all processes have these flags, first step and numbers of images.
+
+    Machines are started by hand. Where one of them has another rate, other pictures, or has not found the checkpoint,
+    it would go on with the gradients of the others, and the weights would be those of no run.
+    """
+    if world.size == 1:
+        return
+    ours = {f"--{name}": value for name, value in shared_values(args).items()}
+    ours |= {"first step": first_step, "numbers of images": [len(dataset) for dataset in datasets if dataset]}
+    of_ranks: list[dict] = [{}] * world.size
+    dist.all_gather_object(of_ranks, ours)
+    for rank, theirs in enumerate(of_ranks):
+        for name, value in of_ranks[0].items():
+            if theirs[name] != value:
+                raise InputError(
+                    f"the processes of this run differ: {name} is {value} in process 0 and {theirs[name]} in process "
+                    f"{rank}; give all machines the same flags and data set, and one --output_dir that all can read"
+                )
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

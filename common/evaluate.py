@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from common.data import eval_batches, to_device
-from common.device import World, share_buffers
+from common.device import World, share_buffers, synchronize
 from common.metrics import class_ids
 from common.runlog import RunLog
 
 Autocast = Callable[[], AbstractContextManager]
 EXAMPLES = 3  # pictures kept of every evaluation
+# cuDNN tries all kernels for each new shape of a convolution. That pays where all pictures have one size, and the last
+# batch another; for a data set of many sizes it would be done for each batch.
+SEARCHED_SHAPES = 2
 
 
 class Metric(Protocol):
@@ -48,10 +51,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     share_buffers(model, world)
+    searches, shapes = torch.backends.cudnn.benchmark, set()
     for images, target in eval_batches(dataset, batch_size, world, workers):
+        shapes.add(images.shape)
+        torch.backends.cudnn.benchmark = searches and len(shapes) <= SEARCHED_SHAPES
         with autocast():
             logits = model(images)
         metric.update(logits, target)
+    torch.backends.cudnn.benchmark = searches
     metric.sum_over_ranks()
     model.train(was_training)
     return metric
@@ -117,6 +124,7 @@ def evaluate_only(
     """Score a data set without training, report that as the run's result, and return it."""
     started = time.perf_counter()
     evaluate(model, dataset, metric, batch_size, world, workers, autocast)
+    synchronize(world)
     log.rate(len(dataset), time.perf_counter() - started)
     log.eval(metric.scores(), metric.class_scores())
     return log.finish()

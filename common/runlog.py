@@ -50,7 +50,7 @@ def check_output_dir(output_dir: str | Path, continues: bool = False) -> None:
     if path.exists() and not continues and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"--output_dir {path}: the run in it cannot be moved aside, {path.parent} is not writable")
     if path.exists():
-        _take_lock(path).close()  # refuses a folder that another run is writing to
+        _take_lock(path, fcntl.LOCK_SH).close()  # refuses a folder that another run is writing to
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -63,7 +63,7 @@ def _can_create(folder: Path) -> bool:
     probe = folder / f".writable-{os.getpid()}"
     try:
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a process of this number on another machine may have been faster
     except OSError:
         return False
     return True
@@ -497,11 +497,14 @@ def _git(root: Path, *command: str) -> str | None:
     return run.stdout.strip() if run.returncode == 0 else None
 
 
-def _take_lock(folder: Path):
-    """Hold the folder for this process until the file is closed. Raises InputError when another run holds it."""
+def _take_lock(folder: Path, kind: int = fcntl.LOCK_EX):
+    """Hold the folder for this process until the file is closed. Raises InputError when another run holds it.
+
+    kind: fcntl.LOCK_SH for a look, which several processes may take at the same time.
+    """
     file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  the lock lasts as long as the file is open
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise InputError(f"another run is writing to {folder}; wait for it, or give another --output_dir") from None

@@ -2,6 +2,7 @@
 
 import math
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from common.data import batches
-from common.device import World, setup
+from common.device import World, check_same, setup
 from common.errors import Diverged, InputError
 from common.evaluate import evaluate
 from common.metrics import ConfusionMatrix
@@ -132,6 +133,7 @@ def score_in_one_of_two_processes(rank: int, folder: Path) -> None:
         stopped = str(error)
     seen = {
         "world": (world.rank, world.size),
+        "differences": differences(rank, world),
         "counts": matrix.counts,
         "running_mean": model.norm.running_mean,
         "tracked": model.norm.num_batches_tracked,
@@ -142,6 +144,27 @@ def score_in_one_of_two_processes(rank: int, folder: Path) -> None:
     torch.save(seen, folder / f"seen_by_{rank}.pt")
     torch.distributed.barrier()
     os._exit(0)  # as `launch` ends a process of gloo
+
+
+def differences(rank: int, world: World) -> list[str]:
+    """What `check_same` says when both processes are alike, and when process 1 alone has one thing of its own."""
+    alike = {"lr": 0.1, "log_every_steps": 10, "output_dir": "a", "workers": 2, "node_rank": 0, "given": []}
+    others = [
+        ({"output_dir": "b", "workers": 7, "node_rank": 1, "given": ["lr"]}, 3, 7),  # as on another machine
+        ({"lr": 0.2}, 3, 7),
+        ({"log_every_steps": 5}, 3, 7),
+        ({}, 0, 7),
+        ({}, 3, 6),
+    ]
+    said = []
+    for flags, first_step, length in others:
+        args, step, images = (alike | flags, first_step, length) if rank == 1 else (alike, 3, 7)
+        try:
+            check_same(world, Namespace(**args), step, Scenes(images), None)
+            said.append("")
+        except InputError as error:
+            said.append(str(error))
+    return said
 
 
 def world(rank: int = 0, size: int = 1) -> World:

@@ -305,3 +305,12 @@ def test_flags_are_answered_without_importing_torch():
 
 def test_a_momentum_of_one_is_refused(capsys):
     assert "'1' is not a number of at least 0 and below 1" in refused(capsys, icnet, "--momentum", "1")
+
+
+def test_an_old_python_is_told_so_in_one_line():
+    """Its own words for it would be a page about an annotation."""
+    code = "import sys; sys.version_info = (3, 9, 18, 'final', 0); sys.version = '3.9.18 (main)'; import common.args"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this is Python 3.9.18, and Python 3.10 or newer is needed; ")
+    assert done.stderr.count("\n") == 1

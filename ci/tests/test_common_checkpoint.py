@@ -1,5 +1,6 @@
 """common/checkpoint.py: files that survive a kill, refuse what is no checkpoint, and bring a run back as it was."""
 
+import errno
 import os
 import pickle
 import signal
@@ -14,6 +15,7 @@ from torch import nn
 from ci.tests.common_workers import Normalised, seeded_model, world
 from common.amp import Amp
 from common.checkpoint import (
+    continues_run,
     find_resume,
     load_model,
     load_weights,
@@ -242,6 +244,41 @@ def test_find_resume(tmp_path):
     saved(tmp_path)
     assert find_resume("auto", str(tmp_path)) == tmp_path / "checkpoints" / "last.pt"
     assert find_resume("", tmp_path) is None
+
+
+def test_a_run_whose_checkpoints_lie_on_another_disk_is_the_same_run(tmp_path):
+    saved(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "disk")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for output_dir in (tmp_path / "run", tmp_path / "link"):
+        assert continues_run(find_resume("auto", output_dir), tmp_path / "run")
+    assert not continues_run(find_resume("auto", tmp_path / "run"), tmp_path / "disk")
+
+
+class FullDisk:
+    """A file that takes no more, once it has the first bytes of an archive."""
+
+    def __init__(self, file):
+        self.file, self.written = file, 0
+
+    def write(self, data) -> int:
+        self.written += len(data)
+        if self.written > 100:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_happened(tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left on device.*last.pt") as error:
+        write_atomically(path, lambda file: torch.save({"a": torch.zeros(1000)}, FullDisk(file)))
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
+    assert os.listdir(tmp_path) == ["last.pt"] and path.read_bytes() == b"old"
 
 
 # ---- files that are none

@@ -57,6 +57,19 @@ def test_without_a_compiler_one_line_and_the_same_network(monkeypatch):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_python_that_is_too_new_for_the_compiler(monkeypatch):
+    """torch.compile itself refuses then, before any network runs."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("torch.compile is not supported on Python 3.15+")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    model = Network()
+    network, note = compiled(model, WORLD, SHAPE, nullcontext)
+    assert network is model
+    assert note.endswith("RuntimeError: torch.compile is not supported on Python 3.15+")
+
+
 def test_an_error_on_the_way_back_counts_too(monkeypatch):
     class Fails(torch.autograd.Function):
         @staticmethod

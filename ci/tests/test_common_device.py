@@ -384,6 +384,17 @@ def test_a_machine_beyond_the_last_is_refused(capsys):
         (InputError("image x is cut off"), 2, "error: image x is cut off"),
         (Diverged("the loss is nan at step 7"), 1, "stopped: the loss is nan at step 7"),
         (KeyboardInterrupt(), 130, "interrupted; continue with the same command and --resume auto"),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            2,
+            "error: no permission for /a/b; have its owner give it, or name another path",
+        ),
+        (
+            OSError(28, "No space left on device", "/a/b"),
+            1,
+            "stopped: no space is left for /a/b; what was complete before is still there: free some space, and "
+            "continue with --resume auto",
+        ),
     ],
 )
 def test_ends_that_a_user_can_mend_are_one_line(capsys, error, code, line):
@@ -435,6 +446,7 @@ def test_several_devices_start_torchrun_with_the_same_arguments_and_check_once(c
     assert sizes == [2]
     (command,) = torchrun.commands
     assert (command.nproc_per_node, command.nnodes, command.standalone) == ("2", "1", True)
+    assert command.local_addr == "127.0.0.1"  # the name of a machine may be that of no address
     assert (command.training_script, command.training_script_args) == ("train.py", ["--devices", "2", "--nnodes=9"])
     assert torchrun.checked
 
@@ -486,9 +498,53 @@ def test_a_process_of_torchrun_runs_at_once(capsys, monkeypatch, torchrun, check
     for name, value in zip(TORCHRUN, ("4", "1", "6", "3", checked), strict=True):
         monkeypatch.setenv(name, value)
     found = []
-    assert launched(capsys, check=lambda args, world_size: found.append(world_size), devices=8) == (0, "", True)
+    given = {"device": "cpu", "devices": 8}
+    assert launched(capsys, check=lambda args, world_size: found.append(world_size), **given) == (0, "", True)
     assert found == sizes
     assert torchrun.commands == []
+
+
+def test_a_torchrun_of_the_user_makes_no_processes_on_the_cpu_by_itself(capsys, monkeypatch):
+    """With `launch` neither: NPUs that do not work would become a very slow run without a word."""
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    code, err, ran = launched(capsys, check=lambda *_: pytest.fail("checked"))
+    assert (code, ran) == (2, False)
+    assert "2 devices are asked for and 0 found (neither NPU nor CUDA)" in err and err.count("\n") == 1
+
+
+def test_a_process_of_torchrun_says_what_auto_took(capsys, monkeypatch):
+    install_cuda(monkeypatch, 2)
+    for rank in ("0", "1"):
+        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+        launch(lambda args: None, flags(), passes)
+        said = "running on CUDA (--device auto): torch_npu is not installed\n"
+        assert capsys.readouterr().out == (said if rank == "0" else "")
+
+
+def test_processes_that_another_program_has_numbered(capsys, monkeypatch, torchrun):
+    """One process in each container, as some schedulers start them: the flags for it are in the line."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launched(capsys, device="cpu") == (0, "", True)  # left over in a shell: no process has a number
+    assert setup("cpu") == World(torch.device("cpu"), channels_last=True)
+    monkeypatch.setenv("RANK", "1")
+    assert setup("cpu").size == 1
+    code, err, ran = launched(capsys, check=lambda *_: pytest.fail("checked"), device="cpu")
+    assert (code, ran) == (2, False)
+    assert "RANK=1 and WORLD_SIZE=2 and no LOCAL_RANK" in err and err.count("\n") == 1
+    given = {"nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.7", "master_port": 4321}
+    assert all(f"--{name} " in err for name in given)
+    assert launched(capsys, device="cpu", **given) == (0, "", False)
+    assert torchrun.commands[0].node_rank == 1
+
+
+def test_a_local_rank_alone_is_one_process(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    sizes = []
+    launched(capsys, check=lambda args, world_size: sizes.append(world_size), device="cpu")
+    assert sizes == [1]
+    assert setup("cpu").size == 1
 
 
 SCRIPT = """
@@ -545,6 +601,31 @@ def test_a_torchrun_of_the_user_works_too(tmp_path):
     run, seen = started_in_two_processes(tmp_path, "well", *command)
     assert seen == {"checked": "2 2 ", "rank_0": "2 0 21", "rank_1": "2 1 21"}
     assert run.returncode == 0, run.stderr
+
+
+NOHUP = """
+import os, signal, sys
+from argparse import Namespace
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from common.device import launch
+
+def main(args):
+    os.kill(os.getppid(), signal.SIGHUP)  # as the end of a terminal does
+    Path(sys.argv[1], f"rank_{{os.environ['RANK']}}").touch()
+
+args = Namespace(device="cpu", devices=2, device_list=None, distributed=None, nnodes=1, node_rank=0)
+launch(main, args, lambda args, world_size: None)
+"""
+
+
+def test_several_processes_outlive_their_terminal_under_nohup(tmp_path):
+    (tmp_path / "train.py").write_text(NOHUP.format(root=str(ROOT)))
+    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN} | {"OMP_NUM_THREADS": "1"}
+    command = ["nohup", sys.executable, "train.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("rank_*")} == {"rank_0", "rank_1"}
 
 
 KILLED = """

@@ -1,6 +1,8 @@
 """common/evaluate.py: the confusion matrix of a data set, however it is divided."""
 
 import socket
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from ci.tests.common_workers import (
 )
 from ci.tests.samples import Finished
 from common import evaluate as evaluate_module
-from common.evaluate import evaluate, example_predictions
+from common.evaluate import evaluate, evaluate_only, example_predictions
 from common.metrics import ConfusionMatrix
 
 
@@ -89,6 +91,29 @@ def test_the_forward_pass_runs_in_the_given_context():
     assert set(seen) == {torch.bfloat16}
 
 
+def test_kernels_are_searched_for_the_first_shapes_alone(monkeypatch):
+    """Four batches of one picture each, of three sizes in turn; the setting of the run comes back."""
+    for wanted, expected in ((True, [True, True, False, False]), (False, [False] * 4)):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", wanted)
+        model, seen = seeded_model(), []
+        model.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.backends.cudnn.benchmark))
+        evaluate(model, Scenes(4), ConfusionMatrix(CLASSES), 1, world(), 0)
+        assert seen == expected
+        assert torch.backends.cudnn.benchmark is wanted
+
+
+def test_the_rate_of_an_evaluation_is_taken_when_the_device_has_finished(monkeypatch):
+    order = []
+    monkeypatch.setattr(evaluate_module, "evaluate", lambda *_: order.append("evaluated"))
+    monkeypatch.setattr(evaluate_module, "synchronize", lambda world: order.append("finished"))
+    log = SimpleNamespace(
+        rate=lambda images, seconds: order.append("rate"), eval=lambda *_: None, finish=lambda: {"of": "the run"}
+    )
+    metric = ConfusionMatrix(CLASSES)
+    assert evaluate_only(log, None, Scenes(4), metric, 1, world(), 0, nullcontext) == {"of": "the run"}
+    assert order == ["evaluated", "finished", "rate"]
+
+
 def test_example_predictions():
     model = seeded_model()
     examples = example_predictions(model, Scenes(4), 3, world())
@@ -120,6 +145,21 @@ def test_two_processes_have_both_the_matrix_of_one_with_the_statistics_of_rank_0
         assert torch.equal(one["counts"], expected)
         assert torch.equal(one["running_mean"], torch.zeros(3))
         assert one["tracked"] == 0
+
+
+def test_processes_that_differ_say_so_and_those_on_other_machines_do_not(seen):
+    _, both = seen
+    assert both[0]["differences"] == both[1]["differences"]
+    alike, *different = both[0]["differences"]
+    assert alike == ""
+    expected = (
+        "--lr is 0.1 in process 0 and 0.2 in process 1",
+        "--log_every_steps is 10 in process 0 and 5 in process 1",
+        "first step is 3 in process 0 and 0 in process 1",
+        "numbers of images is [7] in process 0 and [6] in process 1",
+    )
+    for line, words in zip(different, expected, strict=True):
+        assert line.startswith(f"the processes of this run differ: {words}; give all machines the same")
 
 
 def test_two_processes_read_in_each_step_what_one_reads_in_the_same_order(seen):

@@ -586,6 +586,14 @@ def test_a_second_run_in_a_folder_that_is_being_written_to_is_refused(tmp_path, 
     open_log(tmp_path / "run", first_step=4, continues=True).finish()  # the lock went with the run
 
 
+def test_processes_may_look_at_a_folder_at_the_same_time(tmp_path):
+    """Those of a torchrun of the user all do, before any of them writes."""
+    whole_run(tmp_path / "run")
+    with open(tmp_path / "run" / ".lock", "a+") as lock:
+        runlog.fcntl.flock(lock, runlog.fcntl.LOCK_SH)  # another process looks
+        check_output_dir(tmp_path / "run")
+
+
 def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
     log = open_log(tmp_path / "run")
     ready, tell = os.pipe()

@@ -17,7 +17,7 @@ import torch
 
 from ci.tests.folders import FOLDERS, ROOT, module
 from common.args import parse_args
-from common.errors import Diverged
+from common.errors import Diverged, InputError
 from common.sample import draw
 
 # The flags of each original README and of its scripts, with a value, and what they mean here.
@@ -386,6 +386,27 @@ def test_two_processes_evaluate_like_one(folder, data, tmp_path):
         assert run.wait() == 0, run.stdout.read()
         rows.append(metric_rows(output_dir, "eval"))
     assert rows[0] == rows[1]
+
+
+def test_processes_are_compared_before_they_work_together(folder, data, tmp_path, monkeypatch):
+    """In a training that continues, and in an evaluation: by what each of them has found and been told."""
+    train(folder, data, tmp_path / "run", max_steps=1, validate=0)
+    program, seen = module(folder, "train"), []
+
+    def compare(world, args, first_step, *datasets):
+        seen.append((args.lr, first_step, [len(dataset) for dataset in datasets if dataset]))
+        raise InputError("they differ")
+
+    monkeypatch.setattr(program, "check_same", compare)
+    before = sorted(tmp_path.rglob("*"))
+    weights = tmp_path / "run" / "checkpoints" / "last.pt"
+    for flags in ({"resume": "auto", "lr": 0.5}, {"evaluate": 1, "checkpoint": weights, "lr": 0.5}):
+        with pytest.raises(InputError, match="they differ"):
+            train(folder, data, tmp_path / "run", **flags)
+    assert sorted(tmp_path.rglob("*")) == before
+    (rate, first_step, training_images), (rate_too, no_step, evaluation_images) = seen
+    assert (rate, first_step, rate_too, no_step) == (0.5, 1, 0.5, 0)
+    assert len(training_images) >= 2 and len(evaluation_images) == 1 and all(training_images + evaluation_images)
 
 
 def test_a_run_leaves_what_it_promises(folder, data, tmp_path, capsys):

@@ -111,6 +111,13 @@ def test_what_hccl_does(two_processes):
         assert seen["refused"]["cpu"]
 
 
+def test_a_step_that_overflows_on_one_saturating_chip_is_skipped_on_both(two_processes):
+    """The rate is 1/4 and the loss 4 times the sum of the weights: each step that is made takes 1 from each weight."""
+    for rank in range(2):
+        seen = torch.load(two_processes / "npu" / f"seen_by_{rank}.pt", weights_only=True)["overflow"]
+        assert seen == {"weights": [[[0.0, 0.0]], [[0.0, 0.0]], [[-1.0, -1.0]]], "skipped": [0, 1, 1]}
+
+
 def test_sync_batch_norm_is_batch_norm_over_all_images(two_processes):
     whole = sync_batch_norm_step("cpu", slice(0, 5))
     parts = [

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from ci.tests.folders import FOLDERS, module
+from common.amp import Amp
 from common.args import parse_args
+from common.device import World
 
 
 def sync_batch_norm_step(device: str, share: slice) -> dict[str, torch.Tensor]:
@@ -41,11 +43,34 @@ def main(device: str, folder: str, runs: str) -> None:
     seen = {"world": (rank, dist.get_world_size()), "backend": dist.get_backend()}
     if device == "npu":
         seen |= collectives(rank)
+        seen["overflow"] = overflow_on_one_process(rank)
         seen["sync_batch_norm"] = sync_batch_norm_step("npu", slice(0, 2) if rank == 0 else slice(2, 5))
     torch.save(seen, Path(folder) / f"seen_by_{rank}.pt")
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # as `launch` ends a process of gloo
+
+
+def overflow_on_one_process(rank: int) -> dict:
+    """Three steps on a chip that saturates; in the second, the numbers of process 1 alone are too large.
+
+    Gradients are not exchanged, so that nothing but the scaler can tell process 0 of it.
+    """
+    from npu_simulation import rules
+
+    rules.INF_NAN = False
+    model = torch.nn.Linear(2, 1, bias=False).npu()
+    torch.nn.init.ones_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25, fused=False)
+    amp = Amp(model, optimizer, "O1", "128", World(torch.device("npu", rank), rank, 2))
+    weights, skipped = [], []
+    for step in range(3):
+        factor = 1e38 if (step, rank) == (1, 1) else 1.0
+        amp.step(model(torch.ones(1, 2, device="npu")).sum() * factor * 4)
+        weights.append(model.weight.tolist())
+        skipped.append(amp.skipped_steps.item())
+    rules.INF_NAN = True
+    return {"weights": weights, "skipped": skipped}
 
 
 def collectives(rank: int) -> dict:
