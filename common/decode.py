@@ -5,7 +5,6 @@ give the same bytes in half to two thirds of the time. Everything else is Pillow
 or unusual file means.
 """
 
-import importlib.util
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -17,32 +16,41 @@ from PIL import Image
 from common import IGNORE_INDEX
 from common.errors import UNREADABLE, InputError
 
-DECODERS = ("imagecodecs", "cv2")  # packages, the fastest first
+Decode = Callable[[bytes, int], np.ndarray]  # bytes of a PNG file, its colour type -> [H, W, 3] RGB or [H, W] uint8
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _UNKNOWN = IGNORE_INDEX - 1  # no train id
 _GREY, _RGB = 0, 2  # colour types of PNG; a palette (3) holds class ids, which other decoders would look up
 
 
-@cache
 def decoder_name() -> str:
     """What decodes ordinary PNG files here: 'imagecodecs', 'cv2' or 'Pillow'."""
-    return next((name for name in DECODERS if importlib.util.find_spec(name)), "Pillow")
+    return _png_decoder()[0]
 
 
 @cache
-def _png_decoder() -> Callable[[bytes, int], np.ndarray] | None:
-    """(bytes of a PNG file, its colour type) -> [H, W, 3] RGB or [H, W] uint8; None where Pillow is all there is."""
-    if decoder_name() == "imagecodecs":
-        import imagecodecs
+def _png_decoder() -> tuple[str, Decode | None]:
+    """The fastest decoder that works, and its name; None for Pillow, which decodes whatever the others do not."""
+    for name, make in (("imagecodecs", _of_imagecodecs), ("cv2", _of_opencv)):
+        try:
+            return name, make()
+        except Exception:  # missing, too old, or without a library of the system: none is needed
+            continue
+    return "Pillow", None
 
-        return lambda data, color_type: imagecodecs.png_decode(data)
-    if decoder_name() == "cv2":
-        import cv2
 
-        # a picture lies in memory as in the file, whatever it says about its orientation: so does its label
-        flags = {_RGB: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, _GREY: cv2.IMREAD_UNCHANGED}
-        return lambda data, color_type: cv2.imdecode(np.frombuffer(data, np.uint8), flags[color_type])
-    return None
+def _of_imagecodecs() -> Decode:
+    import imagecodecs
+
+    imagecodecs.png_decode  # noqa: B018  raises where it is built without PNG
+    return lambda data, color_type: imagecodecs.png_decode(data)
+
+
+def _of_opencv() -> Decode:
+    import cv2
+
+    # a picture lies in memory as in the file, whatever it says about its orientation: so does its label
+    flags = {_RGB: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, _GREY: cv2.IMREAD_UNCHANGED}
+    return lambda data, color_type: cv2.imdecode(np.frombuffer(data, np.uint8), flags[color_type])
 
 
 def decode_grey(path) -> np.ndarray | None:
@@ -52,7 +60,7 @@ def decode_grey(path) -> np.ndarray | None:
 
 def _decode_png(path, color_type: int) -> np.ndarray | None:
     """The pixels of a PNG file of 8 bits and this colour type, or None for anything else and anything damaged."""
-    decode = _png_decoder()
+    _, decode = _png_decoder()
     if decode is None or Path(path).suffix.lower() != ".png":
         return None
     try:

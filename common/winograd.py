@@ -93,7 +93,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         lines += bias
     if result.shape[2:] == x.shape[2:]:
         return result
-    return result[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
+    # not contiguous(): one image of even width counts as contiguous already, and would stay a view
+    return result[:, :, :height, :width].clone(memory_format=torch.channels_last)
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
 import importlib.util
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ def decoder(request, monkeypatch):
     """Everything holds with each of the decoders."""
     if request.param != "Pillow" and importlib.util.find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
-    monkeypatch.setattr(decode, "decoder_name", lambda: request.param)
+    for name in {"imagecodecs", "cv2"} - {request.param}:
+        monkeypatch.setitem(sys.modules, name, None)  # its import raises ImportError
     decode._png_decoder.cache_clear()
+    assert decode.decoder_name() == request.param
     yield request.param
     decode._png_decoder.cache_clear()
 
@@ -193,3 +197,17 @@ def test_sizes_that_differ_are_told_as_people_write_them(tmp_path):
         InputError, match=r"a\.png is 4x3 and its label .*b\.png is 5x3 pixels; .* must have the same size"
     ):
         check_sizes(tmp_path / "a.png", tmp_path / "b.png", (3, 4), (3, 5))
+
+
+@pytest.mark.parametrize("broken", ["does not import", "is too old"])
+def test_a_decoder_that_does_not_work_is_none(tmp_path, monkeypatch, broken):
+    """OpenCV without libGL.so.1, as in a small container; and before it could give RGB."""
+    code = "raise OSError('libGL.so.1: cannot open shared object file')" if broken == "does not import" else ""
+    (tmp_path / "cv2.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    monkeypatch.setitem(sys.modules, "imagecodecs", ModuleType("imagecodecs"))
+    monkeypatch.syspath_prepend(tmp_path)
+    decode._png_decoder.cache_clear()
+    assert decode.decoder_name() == "Pillow"
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert np.array_equal(read_image(saved(picture, tmp_path / "a.png")), picture)

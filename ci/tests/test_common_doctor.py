@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ci.tests.folders import ROOT
-from common.device import cpu_cores
+from common import decode
+from common.cores import cpu_cores
 from common.tools import doctor, trial_step
 
 COMMAND = [sys.executable, "-m", "common.tools.doctor"]
@@ -170,6 +171,8 @@ def lacking(monkeypatch):
 
         # in this module alone: torch imports more of itself as it goes
         monkeypatch.setattr(doctor, "importlib", SimpleNamespace(import_module=import_module, util=importlib.util))
+        if {"imagecodecs", "cv2"} <= errors.keys():
+            monkeypatch.setattr(decode, "decoder_name", lambda: "Pillow")
 
     return make
 
@@ -191,13 +194,15 @@ def test_a_broken_package_is_no_missing_one(lacking, capsys):
 def test_without_a_decoder_pillow_takes_its_time(lacking, capsys):
     lacking({"imagecodecs": None, "cv2": None})
     assert doctor.main(["--device", "cpu"]) == 0
-    assert "  imagecodecs: not installed, nor OpenCV; Pillow decodes" in capsys.readouterr().out
+    assert "  imagecodecs: neither it nor a recent OpenCV works here; Pillow decodes" in capsys.readouterr().out
 
 
-def test_a_broken_decoder_would_stop_a_run(lacking, capsys):
+def test_a_broken_decoder_is_said_and_stops_nothing(lacking, capsys):
     lacking({"imagecodecs": None, "cv2": ImportError("libGL.so.1: cannot open shared object file")})
-    assert doctor.main(["--device", "cpu"]) == 1
-    assert "pip uninstall opencv-python-headless" in last_line(capsys.readouterr().out)
+    assert doctor.main(["--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert rows(text)["opencv-python-headless"].startswith("does not import (ImportError: libGL.so.1")
+    assert "Pillow decodes" in text
 
 
 def test_an_old_torch_is_refused(monkeypatch, capsys):
@@ -231,14 +236,15 @@ def test_little_shared_memory_and_little_disk(monkeypatch, tmp_path, total, free
 
 def test_limits_of_a_container(monkeypatch):
     files = {
-        "/sys/fs/cgroup/cpu.max": "250000 100000\n",
         "/sys/fs/cgroup/memory.max": f"{6 << 30}\n",
         "/proc/meminfo": "MemTotal:       16777216 kB\nMemFree: 1 kB\nMemAvailable:    8388608 kB\n",
     }
     monkeypatch.setattr(doctor, "_read", lambda path: files[path])
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: 2.5)
     assert doctor._cpus().endswith("; at most 2.5 at a time")
     assert doctor._memory() == "16.0 GiB, 8.0 GiB of it available; at most 6.0 GiB here"
-    files |= {"/sys/fs/cgroup/cpu.max": "max 100000\n", "/sys/fs/cgroup/memory.max": "max\n"}
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: None)
     assert "at most" not in doctor._cpus() + doctor._memory()
 
 

@@ -39,10 +39,12 @@ def test_result_and_gradients_are_those_of_the_definition(size, band_bytes, memo
             torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-11)
 
 
-def test_the_result_may_be_changed_in_place():
+@pytest.mark.parametrize("size", [(6, 6), (7, 6), (6, 7), (7, 7)])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_result_may_be_changed_in_place(batch_size, size):
     """As a ReLU behind the convolution does."""
     torch.manual_seed(0)
-    layer, x = WinogradConv2d(4, 4, 3, padding=1), torch.randn(1, 4, 6, 6)
+    layer, x = WinogradConv2d(4, 4, 3, padding=1), torch.randn(batch_size, 4, *size)
     F.relu(layer(x), inplace=True).sum().backward()
     ours, layer.weight.grad = layer.weight.grad, None
     F.relu(F.conv2d(x, layer.weight, layer.bias, padding=1)).sum().backward()

@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from common.args import Parser
+from common.cores import cpu_cores, cpu_quota
 
 if TYPE_CHECKING:  # torch takes seconds to import, and may be what is broken: each function imports what it needs
     from common.device import World
@@ -189,13 +190,8 @@ def _read(path: str) -> str:
 
 def _cpus() -> str:
     """How many this process may use: fewer than there are, in a container."""
-    total = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
-    text = f"{usable} that this process may use, of {total}"
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0] != "max":
-        text += f"; at most {int(quota[0]) / int(quota[1]):.1f} at a time"
-    return text
+    total, usable, quota = os.cpu_count() or 1, cpu_cores(), cpu_quota()
+    return f"{usable} that this process may use, of {total}{f'; at most {quota:.1f} at a time' if quota else ''}"
 
 
 def _memory() -> str:
@@ -255,10 +251,13 @@ def packages(report: Report) -> ModuleType | None:
     if lacking:
         what = " ".join(lacking)
         report.problems.append(f"{what}: not installed; pip install {what}, or all of common/requirements.txt")
-    found = [_decoder(report, name, package) for name, package in DECODERS.items()]
-    if not any(found):
+    for name, package in DECODERS.items():
+        report.row(package, _imported(name)[1])
+    decode = _imported("common.decode")[0]
+    if decode and decode.decoder_name() == "Pillow":
         report.missing.append(
-            "imagecodecs: not installed, nor OpenCV; Pillow decodes PNG files, in one and a half to twice the time"
+            "imagecodecs: neither it nor a recent OpenCV works here; Pillow decodes PNG files, in one and a half to "
+            "twice the time"
         )
     apex = "installed" if _installed("apex") else "not installed"
     report.row("apex", f"{apex}; only --fused_optimizer apex needs it")
@@ -302,15 +301,6 @@ def _operators(report: Report, torchvision: ModuleType) -> str:
         )
         return "compiled operators do not load"
     return "compiled operators load"
-
-
-def _decoder(report: Report, name: str, package: str) -> bool:
-    """Print a decoder; whether it is there. One that is there and broken stops a run at its first picture."""
-    module, text = _imported(name)
-    report.row(package, text)
-    if module is None and text != "not installed":
-        report.problems.append(f"{package} {text}; install it again, or pip uninstall {package}")
-    return text != "not installed"
 
 
 # ---- devices
