@@ -91,10 +91,14 @@ def main(args) -> dict[str, list[str]]:
         for pair in splits[split]
         for source, folder in zip(pair, target, strict=True)
     }
-    for path in set(old) - set(copies.values()):
+    gone = set(old) - set(copies.values())
+    for path in gone:
         remove(path)
     for source, copy in tqdm(copies.items(), unit="file", disable=not sys.stderr.isatty()):
         write_atomically(copy, partial(shutil.copyfile, source))
+    for folder in {path.parent for path in gone}:
+        with suppress(OSError):  # there are files in it
+            folder.rmdir()  # empty, it would be taken for a split that lacks its pictures
     names = {split: [pair.image.stem for pair in splits[split]] for split in SPLITS}
     content = {"seed": args.seed, "ratios": [str(ratio) for ratio in ratios], **names}
     text = json.dumps(content, indent=1) + "\n"
@@ -106,11 +110,13 @@ def main(args) -> dict[str, list[str]]:
 
 
 def draw_splits(pairs: list[Pair], ratios: list[Fraction], seed: int) -> list[list[Pair]]:
-    """Shuffle the pairs, which are sorted, and deal them out; the last split takes what rounding leaves."""
+    """Shuffle the pairs, which are sorted, and deal them out; the last split of a ratio takes what rounding leaves."""
     if not sum(ratios):
         raise InputError("--train_ratio, --valid_ratio and --test_ratio are all 0; give shares such as 0.7, 0.1, 0.2")
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(pairs))
-    train, valid = (int(ratio / sum(ratios) * len(pairs)) for ratio in ratios[:2])
+    counts = [int(ratio / sum(ratios) * len(pairs)) for ratio in ratios]
+    counts[max(index for index, ratio in enumerate(ratios) if ratio)] += len(pairs) - sum(counts)
+    train, valid, _ = counts
     parts = order[:train], order[train : train + valid], order[train + valid :]
     if not train or not valid:
         raise InputError(

@@ -5,6 +5,8 @@ mapped into memory, so a crop touches only the pages of its rows, and the operat
 that were used lately, once for all processes. Files are written whole and then renamed: whoever finds one may use it.
 """
 
+import contextlib
+import errno
 import json
 import mmap
 import os
@@ -33,7 +35,8 @@ class CachedReader:
 
     read: pair (image file, label file) -> (image [H, W, 3], label [H, W]), both uint8. contents: says how, for caches
     of several readers in one folder. A file is taken as long as name, size and time of change of the two sources are
-    those that it was made from. Where the cache cannot be written any more, pictures are decoded, with one warning.
+    those that it was made from. Where the cache cannot be written any more, or would take of the disk what is left free
+    for checkpoints and logs, pictures are decoded, with one warning.
     """
 
     def __init__(self, folder: str | Path, read: Callable, contents: str):
@@ -86,6 +89,8 @@ class CachedReader:
         return image, label
 
     def _store(self, path: Path, pair: Sequence[Path], image: np.ndarray, label: np.ndarray) -> None:
+        if shutil.disk_usage(self.folder).free < SPARE_BYTES + _bytes(*label.shape):
+            raise OSError(errno.ENOSPC, f"the last {SPARE_BYTES / 1e9:.1f} GB of its disk are left free")
         header = {"format": FORMAT, "size": label.shape, "sources": _sources(pair)}
         scratch = path.with_name(f".{uuid4().hex}{UNFINISHED}")
         try:
@@ -120,44 +125,51 @@ def check_cache(folder: str | Path, datasets: Iterable) -> None:
     """Make the folder of a cache, if one is named, and print a line that says what is in it and what is to come.
 
     datasets: those of the run (None for one that it does not use), each with `pairs` and a `CachedReader` as `read`.
-    Raises InputError when the folder cannot be written, or the disk has no room for what is to come.
+    Raises InputError when the folder cannot be made or, with pictures to come, not be written, and when the disk has no
+    room for these. A cache that holds all pictures may be read-only.
     """
     if not folder:
         return
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{uuid4().hex}{UNFINISHED}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
-        raise InputError(f"--cache {folder} cannot be written to ({reason}); give another folder") from error
-    for unfinished in folder.glob(f".*{UNFINISHED}"):
-        try:
-            if time.time() - unfinished.stat().st_mtime > STALE_SECONDS:
-                unfinished.unlink()
-        except FileNotFoundError:  # another run was faster
-            pass
-    there = missing = needed = 0
-    for dataset in datasets:
-        if dataset is not None:
-            absent = [pair for pair in dataset.pairs if not dataset.read.holds(pair)]
-            there += len(dataset.pairs) - len(absent)
-            missing += len(absent)
-            needed += _estimate(absent, dataset.read)
-    free = shutil.disk_usage(folder).free - SPARE_BYTES
+    folder, used = Path(folder), [dataset for dataset in datasets if dataset is not None]
+    absent = [[pair for pair in dataset.pairs if not dataset.read.holds(pair)] for dataset in used]
+    missing = sum(map(len, absent))
+    there = sum(len(dataset.pairs) for dataset in used) - missing
+    _check_folder(folder, to_write=missing > 0)
+    _remove_unfinished(folder)
+    needed = sum(_estimate(pairs, dataset.read) for pairs, dataset in zip(absent, used, strict=True))
+    free = max(0, shutil.disk_usage(folder).free - SPARE_BYTES)
     if needed > free:
         raise InputError(
             f"--cache {folder} needs about {needed / 1e9:.1f} GB more for {missing} pictures, and the disk has "
-            f"{max(0, free) / 1e9:.1f} GB to give; free some, name a folder on another disk, or leave --cache out"
+            f"{free / 1e9:.1f} GB to give; free some, name a folder on another disk, or leave --cache out"
         )
     to_come = f", {missing} (about {needed / 1e9:.2f} GB) are to come" if missing else ""
     print(f"cache {folder}: {there} pictures are there{to_come}", flush=True)
 
 
+def _check_folder(folder: Path, to_write: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if to_write:
+            probe = folder / f".{uuid4().hex}{UNFINISHED}"
+            probe.touch()
+            probe.unlink()
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise InputError(f"--cache {folder} cannot be written to ({reason}); give another folder") from error
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Take away what killed processes have left."""
+    for unfinished in folder.glob(f".*{UNFINISHED}"):
+        # another run was faster, or the file is another user's and the folder sticky
+        with contextlib.suppress(OSError):
+            if time.time() - unfinished.stat().st_mtime > STALE_SECONDS:
+                unfinished.unlink()
+
+
 def _estimate(pairs: Sequence, reader: CachedReader) -> float:
     """Bytes of the cache files of `pairs`, from some of them: only decoding tells what a reader gives."""
     chosen = pairs[:: max(1, len(pairs) // SAMPLED_PAIRS)][:SAMPLED_PAIRS]
-    sizes = [_bytes(*reader(pair)[1].shape) for pair in chosen]
+    sizes = [_bytes(*reader.read(pair)[1].shape) for pair in chosen]
     return len(pairs) * float(np.mean(sizes)) if sizes else 0.0

@@ -196,8 +196,11 @@ def _check_layout(root: Path, split: str, images_dir: Path, labels_dir: Path) ->
 
 
 def _files_by_name(folder: Path, suffix: str) -> dict[tuple[str, str], Path]:
-    """The files of the city folders by (city, name): in other data sets of this layout each city may count from 0."""
-    return {(path.parent.name, path.name.removesuffix(suffix)): path for path in folder.glob(f"*/*{suffix}")}
+    """The files of the city folders by (city, name): in other data sets of this layout each city may count from 0.
+
+    Names that begin with a dot are left out: macOS keeps notes about a file in one that is called so.
+    """
+    return {(path.parent.name, path.name.removesuffix(suffix)): path for path in folder.glob(f"[!.]*/[!.]*{suffix}")}
 
 
 def _check_same_names(these: dict[tuple[str, str], Path], those: dict[tuple[str, str], Path], problem: str) -> None:

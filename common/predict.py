@@ -56,14 +56,21 @@ def panel(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette
 def find_images(source: str | Path) -> list[tuple[Path, Path]]:
     """The image, or every image below a folder, sorted, each with the folder that its results' names begin in.
 
-    Raises InputError when there is none.
+    Of a folder, files and folders whose names begin with a dot are left out: ._photo.jpg holds notes of macOS, and
+    .thumbnails small copies. Raises InputError when there is none.
     """
     source = Path(source)
     if source.is_file():
         return [(source, source.parent)]
     if not source.is_dir():
         raise InputError(f"--input {source}: no such file or folder; give an image or a folder of images")
-    images = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    images = sorted(
+        path
+        for path in source.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        and path.is_file()
+    )
     if not images:
         raise InputError(f"--input {source} holds no image ({', '.join(IMAGE_SUFFIXES)}); give another folder")
     return [(path, source) for path in images]
@@ -84,6 +91,8 @@ def predict(
     Images of a folder keep their subfolders, and images whose names differ in the suffix alone keep it, so that equal
     names do not collide. An output folder within the input is not searched for images. Returns the overlays.
     """
+    import torch
+
     from common.checkpoint import load_model
     from common.decode import open_image
     from common.device import place, setup
@@ -91,6 +100,7 @@ def predict(
     images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": num_classes, **args.options})
     world = setup(args.device)
+    torch.backends.cudnn.benchmark = False  # pictures have sizes of their own: the search would be paid for each
     output = _writable_folder(args.output)
     place(model, world).eval()
 

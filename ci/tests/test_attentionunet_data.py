@@ -481,6 +481,17 @@ def test_ratios_are_taken_as_they_are_written(origin, monkeypatch, tmp_path):
     assert [len(part) for part in split(origin(10), *flags).values()] == [3, 3, 4]
 
 
+def test_a_split_of_ratio_0_is_empty(origin, tmp_path):
+    out = tmp_path / "out"
+    names = split(origin(10), "--test_ratio=0")
+    assert [len(part) for part in names.values()] == [8, 2, 0]  # 8.75 and 1.25
+    assert not (out / "test").exists() and not (out / "test_GT").exists()
+    assert [len(part) for part in split(origin(10), "--overwrite").values()] == [7, 1, 2]
+    assert build_datasets(out, 32, seed=0)[2] is not None
+    assert split(origin(10), "--overwrite", "--test_ratio=0") == names
+    assert build_datasets(out, 32, seed=0)[2] is None  # and no folder that lacks its pictures
+
+
 def test_files_are_copied_with_their_masks_and_listed(origin, tmp_path, capsys):
     names = split(origin(10))
     out = tmp_path / "out"

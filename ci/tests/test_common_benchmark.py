@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from torch import nn
 from ci.tests.common_workers import world
 from ci.tests.folders import FOLDERS, ROOT, module
 from common.args import parse_args
+from common.errors import InputError
 from common.runlog import resident_bytes
 from common.sample import draw
 from common.tools import timed_training, timing
@@ -227,8 +229,11 @@ def test_the_memory_of_an_accelerator_is_told_for_each_form_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_model_is_trained_fed_from_its_data_set(folder, data):
-    result = main(["train", f"--model={folder}", *TINY, data(folder), "--loader"])
+def test_every_model_is_trained_fed_from_its_data_set(folder, data, tmp_path, capsys):
+    kept = tmp_path / "new"
+    result = main(["train", f"--model={folder}", *TINY, data(folder), "--loader", f"--cache={kept}"])
+    assert f"cache {kept}: 0 pictures are there, 8 (" in capsys.readouterr().out
+    assert len(list(kept.glob("*.pair"))) == 8
     assert 0 <= result["loader"]["data_wait_share"] <= 1
     assert set(result["figures"]) == {"ours"}
     assert result["given"]["data_path"] == data(folder).partition("=")[2]
@@ -236,7 +241,7 @@ def test_every_model_is_trained_fed_from_its_data_set(folder, data):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_data_of_every_model_against_the_plain_pipeline(folder, data, tmp_path):
-    result = main(["data", f"--model={folder}", *TINY, data(folder), "--images=3", f"--cache={tmp_path}"])
+    result = main(["data", f"--model={folder}", *TINY, data(folder), "--images=3", f"--cache={tmp_path / 'new'}"])
     assert result.keys() >= FACTS and result["threads"] == 1
     figures = result["figures"]
     assert set(figures) == {
@@ -251,26 +256,43 @@ def test_data_of_every_model_against_the_plain_pipeline(folder, data, tmp_path):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_evaluation_and_prediction_of_every_model(folder, data, monkeypatch):
-    seen = []
+def test_evaluation_and_prediction_of_every_model(folder, data, monkeypatch, tmp_path):
+    seen, searches = [], []
     build = module(folder, "model").build_model
 
     @functools.wraps(build)
     def watched(*arguments, **options):
         network = build(*arguments, **options)
         network.register_forward_pre_hook(lambda network, images: seen.append(images[0].shape))
+        network.register_forward_pre_hook(lambda *_: searches.append(torch.backends.cudnn.benchmark))
         return network
 
     monkeypatch.setattr(module(folder, "model"), "build_model", watched)
-    result = main(["eval", f"--model={folder}", *TINY, data(folder), "--images=2", "--eval_batch_size=1"])
+    argv = [f"--model={folder}", *TINY, data(folder)]
+    result = main(["eval", *argv, "--images=2", "--eval_batch_size=1", f"--cache={tmp_path / 'new'}"])
     assert set(result["figures"]) == {"with decoding", "network alone"}
     # two pictures and one batch, four times, and once for the count of operations
     assert len(seen) == 4 * 3 + 1 and all(len(shape) == 4 and shape[0] == 1 for shape in seen)
+    assert len(list(tmp_path.glob("new/*.pair"))) == 2 and all(searches)
     seen.clear()
-    result = main(["predict", f"--model={folder}", *TINY, data(folder)])
+    searches.clear()
+    result = main(["predict", *argv])
     assert set(result["figures"]) == {"file to mask", "picture to mask"}
-    assert len(seen) == 4 * 2 + 1
+    assert len(seen) == 4 * 2 + 1 and not any(searches)
     assert result["data"].endswith(("of 64 x 96", "of 96 x 64"))
+
+
+@pytest.mark.parametrize("what", ["data", "train", "eval"])
+def test_a_cache_that_cannot_be_used_is_refused_as_by_the_training(what, data, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--cache .*file cannot be written to .it is a file.; give another folder"):
+        main([what, "--model=ICNet", *TINY, data("ICNet"), "--loader", f"--cache={tmp_path / 'file'}"])
+
+
+def test_decoding_is_not_timed_for_reading_the_cache(data, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
+    with pytest.raises(InputError, match="the cache .* takes no more; free some space on its disk and start again"):
+        main(["data", "--model=ICNet", *TINY, data("ICNet")])
 
 
 @pytest.mark.parametrize(

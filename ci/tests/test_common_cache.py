@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +35,14 @@ def folder(tmp_path) -> Path:
     path = tmp_path / "cache"
     path.mkdir()
     return path
+
+
+@pytest.fixture(autouse=True)
+def free(monkeypatch) -> SimpleNamespace:
+    """What the disk seems to have: `free.bytes`, so that no test depends on this machine's."""
+    disk = SimpleNamespace(bytes=1 << 40)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=disk.bytes))
+    return disk
 
 
 def counting(read, calls: list):
@@ -155,6 +165,26 @@ def test_a_disk_that_is_full_costs_speed_and_nothing_else(pairs, folder, monkeyp
     assert errors.count("\n") == 1 and "takes no more (No space left on device): decoding instead" in errors
 
 
+def test_the_last_gigabyte_of_a_disk_is_left_to_the_run(pairs, folder, free, capsys):
+    size = 4096 + 4 * 32 * 48
+    reader = CachedReader(folder, read_pair, "c")
+    for kept, pair in enumerate(pairs[:2]):
+        free.bytes = (1 << 30) + size
+        assert equal(reader(pair), read_pair(pair))
+        assert len(list(folder.iterdir())) == kept + 1
+    assert capsys.readouterr().err == ""
+    free.bytes -= 1
+    for _ in range(2):
+        assert equal(reader(pairs[2]), read_pair(pairs[2]))
+    assert len(list(folder.iterdir())) == 2  # nothing half
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "takes no more (the last 1.1 GB of its disk are left free): decoding instead" in errors
+    free.bytes += 1  # somebody has made room
+    reader(pairs[2])
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_a_damaged_picture_is_named_and_not_kept(pairs, folder):
     pairs[1].image.write_bytes(b"nothing")
     reader = CachedReader(folder, read_pair, "c")
@@ -192,7 +222,7 @@ def test_the_check_makes_the_folder_and_says_what_is_there_and_what_is_to_come(p
     assert capsys.readouterr().out == ""
 
 
-def test_a_disk_that_is_too_small_is_refused_before_it_is_full(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused_before_it_is_full(tmp_path, free, capsys):
     size = (1000, 2000)
     pictures = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
     reader = CachedReader(tmp_path, lambda pair: pictures, "c")
@@ -203,13 +233,13 @@ def test_a_disk_that_is_too_small_is_refused_before_it_is_full(tmp_path, monkeyp
             path.touch()
     reading = Set(files, reader)
     gigabyte = 1 << 30
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("", (), {"free": gigabyte + 700_000_000}))
-    # 100 pictures of 8 MB, of which 16 or 17 are there after the estimate and yet were counted
-    with pytest.raises(
-        InputError, match=r"needs about 0\.8 GB more for 100 pictures, and the disk has 0\.7 GB to give"
-    ):
-        check_cache(tmp_path, [reading])
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("", (), {"free": gigabyte + 900_000_000}))
+    for there, left in ((gigabyte + 700_000_000, "0.7"), (gigabyte // 2, "0.0")):  # for 100 pictures of 8 MB
+        free.bytes = there
+        message = f"needs about 0.8 GB more for 100 pictures, and the disk has {left} GB to give"
+        with pytest.raises(InputError, match=re.escape(message)):
+            check_cache(tmp_path, [reading])
+    assert not list(tmp_path.glob("*.pair")) and capsys.readouterr().err == ""
+    free.bytes = gigabyte + 900_000_000
     check_cache(tmp_path, [reading])
 
 
@@ -227,6 +257,40 @@ def test_what_killed_processes_left_is_taken_away_after_an_hour(folder):
     os.utime(old, (time.time() - 4000,) * 2)
     check_cache(folder, [])
     assert list(folder.iterdir()) == [new]
+
+
+def refuse(call: str, monkeypatch, allowed=lambda path: False) -> None:
+    """Have the system refuse to make, or to remove, any file but the allowed ones, as it does to who is not root."""
+    real = getattr(Path, call)
+
+    def refused(path, *args, **more):
+        if not allowed(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Path, call, refused)
+
+
+def test_what_another_user_left_in_a_shared_folder_stays_there(pairs, folder, monkeypatch, capsys):
+    others = folder / ".a.tmp"
+    others.touch()
+    os.utime(others, (time.time() - 4000,) * 2)
+    refuse("unlink", monkeypatch, allowed=lambda path: path != others)  # the folder is sticky
+    check_cache(folder, [Set(pairs, CachedReader(folder, read_pair, "c"))])
+    assert "0 pictures are there, 3 (about 0.00 GB) are to come" in capsys.readouterr().out
+    assert list(folder.iterdir()) == [others]
+
+
+def test_a_cache_that_is_ready_may_be_read_only_on_a_full_disk(pairs, folder, free, monkeypatch, capsys):
+    CachedReader(folder, read_pair, "c")(pairs[0])
+    CachedReader(folder, read_pair, "c")(pairs[1])
+    refuse("touch", monkeypatch)
+    refuse("unlink", monkeypatch)
+    free.bytes = 0
+    check_cache(folder, [Set(pairs[:2], CachedReader(folder, read_pair, "c"))])
+    assert capsys.readouterr().out == f"cache {folder}: 2 pictures are there\n"
+    with pytest.raises(InputError, match=f"--cache {folder} cannot be written to .Permission denied.; give another"):
+        check_cache(folder, [Set(pairs, CachedReader(folder, read_pair, "c"))])
 
 
 # ---- in the folders

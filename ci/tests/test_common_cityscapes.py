@@ -119,6 +119,12 @@ def test_other_files_of_the_data_set_are_no_pairs(tmp_path):
     assert len(find_pairs(tmp_path, "train")) == 1
 
 
+def test_hidden_files_are_no_pairs(tmp_path):
+    touch(tmp_path, "aachen/a", "aachen/._a", ".trash/b")
+    (tmp_path / "leftImg8bit" / "train" / "aachen" / "._c_leftImg8bit.png").touch()  # notes about a file of macOS
+    assert [pair.image.name for pair in find_pairs(tmp_path, "train")] == ["a_leftImg8bit.png"]
+
+
 def test_equal_names_in_two_cities_are_two_pairs(tmp_path):
     touch(tmp_path, "aachen/0001", "zurich/0001")
     pairs = find_pairs(tmp_path, "train")

@@ -110,6 +110,18 @@ def test_images_of_a_folder_and_of_those_in_it_are_sorted(tmp_path):
     assert find_images(str(tmp_path / "b.png")) == [(tmp_path / "b.png", tmp_path)]
 
 
+def test_hidden_files_of_a_folder_are_no_images_unless_they_are_named(tmp_path):
+    root = tmp_path / ".data" / "in"  # what is above the folder does not count
+    names = ("a.png", "._a.png", "sub/b.c.png", "sub/._b.c.png", ".thumbnails/a.png", "sub/.thumbnails/deep/b.png")
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    assert find_images(root) == [(root / "a.png", root), (root / "sub" / "b.c.png", root)]
+    for hidden in (root / "._a.png", root / ".thumbnails" / "a.png"):
+        assert find_images(hidden) == [(hidden, hidden.parent)]
+    assert find_images(root / ".thumbnails") == [(root / ".thumbnails" / "a.png", root / ".thumbnails")]
+
+
 def test_a_source_without_images_is_explained(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such file or folder; give"):
         find_images(tmp_path / "nowhere")
@@ -296,6 +308,21 @@ def test_images_of_one_name_are_not_written_over_each_other(tmp_path):
     sources = [draw(tmp_path / folder / "one.png", [[RED, RED], [RED, RED]]) for folder in ("a", "b")]
     with pytest.raises(InputError, match="one.png; predict them in two runs"):
         run(sources, checkpoint, tmp_path / "out")
+
+
+def test_no_kernels_are_searched_for_the_size_of_each_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    searched, forward = [], BrightestChannel.forward
+
+    def watched(self, images):
+        searched.append(torch.backends.cudnn.benchmark)
+        return forward(self, images)
+
+    monkeypatch.setattr(BrightestChannel, "forward", watched)
+    for name, width in (("a", 2), ("b", 3)):
+        draw(tmp_path / "in" / f"{name}.png", [[RED] * width] * 2)
+    run(tmp_path / "in", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+    assert searched == [False, False]
 
 
 class Foreground(torch.nn.Module):

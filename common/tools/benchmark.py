@@ -29,6 +29,7 @@ from torch.utils.data import Dataset, default_collate
 
 from common.amp import autocast
 from common.args import Parser, parse_args
+from common.cache import check_cache
 from common.data import batches, eval_batches, sample_rng, to_device, worker_count
 from common.decode import decoder_name, open_image
 from common.device import World, exit_codes, find_device_type
@@ -37,6 +38,7 @@ from common.evaluate import evaluate
 from common.metrics import ConfusionMatrix
 from common.predict import segment
 from common.runlog import write_json
+from common.tools.cache import keep
 from common.tools.complexity import complexity
 from common.tools.plain_data import PlainSample, plain_sample
 from common.tools.timed_training import benchmark_train
@@ -56,6 +58,7 @@ def benchmark_data(folder: Folder, own: Namespace) -> dict:
             folder.module("train").datasets(Namespace(**{**vars(args), "cache": cache}))[0]
             for cache in ("", args.cache or temporary)
         )
+        check_cache(args.cache, [cached])
         size = own.images or args.device_batch_size
         plain = plain_sample(folder.presets.LAYOUT, args)
         with _one_thread():
@@ -97,8 +100,8 @@ def _data_clock(
     order = itertools.cycle(sample_rng(seed, 0, len(ours)).permutation(len(ours)).tolist())
     for repetition in range(own.warmup + own.repetitions):
         keys = [(repetition, index) for index in itertools.islice(order, size)]
-        for key in keys:
-            cached[key]  # put into the cache, if it is not there yet
+        for _, index in keys:
+            keep(cached.read, cached.pairs[index])
         lap = {"plain": timed(partial(_plain_batch, plain, ours.pairs, keys, seed, world), world)}
         for name, dataset in (("ours", ours), ("ours, cached", cached)):
             lap[f"{name}: host"] = timed(partial(_host_batch, dataset, keys), world)
@@ -141,6 +144,7 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
     workers = worker_count(args.workers, world)
     val_set = copy(folder.module("train").datasets(args)[1])
     val_set.pairs = val_set.pairs[: own.images or len(val_set.pairs)]
+    check_cache(args.cache, [val_set])
     model = folder.network(world).eval()
     context = partial(autocast, folder.opt_level(world), args.amp_dtype, world)
     images, _ = next(eval_batches(val_set, args.eval_batch_size, world, 0))
@@ -183,6 +187,7 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
     """One picture file to class ids on the host: how long a person waits."""
     args = folder.args
     world = folder.world()
+    torch.backends.cudnn.benchmark = False  # as in `predict`
     path = own.input or folder.module("data").validation_images(args.data_path)[0]
     data = folder.module("data")
     to_input = partial(data.to_input, image_size=args.image_size) if hasattr(data, "to_input") else picture_to_input

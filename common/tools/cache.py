@@ -7,13 +7,14 @@ left as it is, so the command can be stopped and started again, and a training m
 import argparse
 import importlib
 from argparse import Namespace
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common.args import Parser, parse_args
-from common.cache import SUFFIX, check_cache
+from common.cache import SUFFIX, CachedReader, check_cache
 from common.device import cpu_cores, exit_codes
 from common.errors import InputError
 
@@ -37,18 +38,19 @@ def fill(datasets: list, workers: int) -> None:
     missing = [(dataset.read, pair) for dataset in datasets for pair in dataset.pairs if not dataset.read.holds(pair)]
     with ThreadPoolExecutor(workers) as pool:  # decoders and file systems work without the interpreter's lock
         try:
-            for _ in tqdm(pool.map(_keep, missing), "decoding", len(missing), unit="picture", disable=not missing):
+            kept = pool.map(lambda job: keep(*job), missing)
+            for _ in tqdm(kept, "decoding", len(missing), unit="picture", disable=not missing):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _keep(job: tuple) -> None:
-    read, pair = job
+def keep(read: CachedReader, pair: Sequence[Path]) -> None:
+    """See that the pair is in the cache. Raises InputError where it cannot be put there."""
     read(pair)
     if not read.holds(pair):
-        raise InputError(f"--cache {read.folder} cannot be written any more; free some space and start again")
+        raise InputError(f"the cache {read.folder} takes no more; free some space on its disk and start again")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from common import IGNORE_INDEX
+from common.cache import check_cache
 from common.data import batches
 from common.device import World, keep_freed_memory, seed_step, synchronize
 from common.tools.peak import training_operations
@@ -29,6 +30,8 @@ def benchmark_train(folder: Folder, own: Namespace) -> dict:
     """The training loop of the folder's train.py, fed with noise or from its data set."""
     args = _training_values(folder, own)
     train = folder.module("train")
+    if own.loader:
+        check_cache(args.cache, train.datasets(args))
     clock = _TrainingClock(folder, own)
     with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()) as said:
         args.output_dir = str(Path(temporary, "run"))
