@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from common.device import World, cpu_cores, seed_step
+from common.cores import cpu_cores
+from common.device import World, seed_step
 from common.errors import InputError
 
 if sys.version_info < (3, 12):

@@ -21,9 +21,10 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common.checkpoint import write_atomically
+from common.cores import cpu_cores
 from common.data import worker_count
 from common.decode import decoder_name
-from common.device import World, cpu_cores, device_name, sum_over_ranks, synchronize
+from common.device import World, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged, InputError
 from common.waiting import DataWait, Reading
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from common.args import Parser, parse_args
 from common.cache import SUFFIX, CachedReader, check_cache
-from common.device import cpu_cores, exit_codes
+from common.cores import cpu_cores
+from common.device import exit_codes
 from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
