@@ -33,6 +33,9 @@ BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 # Parameters of mallopt(3), and the values at which glibc's own adaptation of them ends.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 GLIBC_TRIM_BYTES, GLIBC_MMAP_BYTES = 64 << 20, 32 << 20
+OUT_OF_MEMORY_WORDS = (
+    160  # letters of such an error that say how much was asked for; the rest is advice for programmers
+)
 # Set for the processes that `launch` starts: their arguments have been checked already.
 CHECKED = "SEGMENTATION_ZOO_CHECKED"
 
@@ -206,34 +209,41 @@ def exit_codes():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # takes over from common.args
     try:
         yield
-    except InputError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        _exit(2)
-    except Diverged as error:
-        print(f"{name}: stopped: {error}", file=sys.stderr)
-        _exit(1)
     except KeyboardInterrupt:
         if "LOCAL_RANK" not in os.environ:  # the processes of a run leave the word to the one that started them
             print(f"{name}: interrupted; continue with the same command and --resume auto", file=sys.stderr)
         _exit(130)
     except Exception as error:
-        if dist.is_initialized() and re.search("Connection (closed|reset)|Broken pipe", str(error)):
-            print(f"{name}: process {dist.get_rank()} has lost another process of the run", file=sys.stderr)
-        elif isinstance(error, PermissionError) and error.filename:
-            print(
-                f"{name}: error: no permission for {error.filename}; have its owner give it, or name another path",
-                file=sys.stderr,
-            )
-            _exit(2)
-        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(
-                f"{name}: stopped: no space is left for {error.filename or 'a file'}; what was complete before is "
-                "still there: free some space, and continue with --resume auto",
-                file=sys.stderr,
-            )
+        text, code = _in_words(error)
+        if text:
+            print(f"{name}: {text}", file=sys.stderr)
         else:
             traceback.print_exc()
-        _exit(1)
+        _exit(code)
+
+
+def _in_words(error: Exception) -> tuple[str, int]:
+    """(What a user is told of an error, or '' for one of the program itself; exit code)."""
+    said = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return f"error: {error}", 2
+    if isinstance(error, Diverged):
+        return f"stopped: {error}", 1
+    if isinstance(error, PermissionError) and error.filename:
+        return f"error: no permission for {error.filename}; have its owner give it, or name another path", 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"stopped: no space is left for {error.filename or 'a file'}; what was complete before is still there: "
+            "free some space, and continue with --resume auto"
+        ), 1
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", said):
+        return (
+            f"stopped: the memory does not suffice ({said.partition('. GPU ')[0][:OUT_OF_MEMORY_WORDS]}); lower "
+            "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size"
+        ), 1
+    if dist.is_initialized() and re.search("Connection (closed|reset)|Broken pipe", said):
+        return f"process {dist.get_rank()} has lost another process of the run", 1
+    return "", 1
 
 
 def _exit(code: int) -> None:

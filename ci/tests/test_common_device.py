@@ -385,6 +385,26 @@ def test_a_machine_beyond_the_last_is_refused(capsys):
         (Diverged("the loss is nan at step 7"), 1, "stopped: the loss is nan at step 7"),
         (KeyboardInterrupt(), 130, "interrupted; continue with the same command and --resume auto"),
         (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total\ncapacity of 9 GiB"
+            ),
+            1,
+            "stopped: the memory does not suffice (CUDA out of memory. Tried to allocate 2.00 GiB); lower "
+            "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size",
+        ),
+        (
+            MemoryError("Unable to allocate 3.00 GiB for an array"),
+            1,
+            "stopped: the memory does not suffice (Unable to allocate 3.00 GiB for an array); lower "
+            "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes."),
+            1,
+            "stopped: the memory does not suffice (DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 "
+            "bytes.); lower --device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size",
+        ),
+        (
             PermissionError(13, "Permission denied", "/a/b"),
             2,
             "error: no permission for /a/b; have its owner give it, or name another path",
