@@ -93,7 +93,7 @@ CHINESE = {
     "local_rank": "旧启动器传入的参数，它们同时设置 `LOCAL_RANK`：以后者为准",
     "local_addr": "本机的地址；torchrun 自动找到的地址无法从其他机器访问时才需要",
     "eval_every_steps": "每隔多少步评测并保存一次检查点",
-    "cache": "存放已解码图片的文件夹，在第一个 epoch 中写满：之后不再解码",
+    "cache": "存放已解码图片的目录，在第一个 epoch 中写满：之后不再解码",
     "prof": "训练 20 步后剖析 `--prof_steps` 步，写入输出目录的 `output.prof`，然后结束",
     "prof_test": "同上，在 5 步之后",
     "prof_steps": "`--prof` 和 `--prof_test` 剖析多少步",

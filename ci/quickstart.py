@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,22 +27,18 @@ def main(arguments: list[str]) -> int:
     args = parse_args(importlib.import_module(f"{model}.presets"), ["--preset", "quickstart", *arguments])
     run = Path(args.output_dir)
     pictures = run / "pictures"
-    training = subprocess.run([sys.executable, folder / "train.py", "--preset", "quickstart", *arguments])
-    if training.returncode:
-        return training.returncode
+    if code := run_to_the_end([sys.executable, folder / "train.py", "--preset", "quickstart", *arguments]):
+        return code
     result = json.loads((run / "result.json").read_text())
 
     images = importlib.import_module(f"{model}.data").validation_images(args.data_path)
     weights = run / "checkpoints" / ("best.pt" if args.validate else "last.pt")
-    drawn = subprocess.run(
-        [
-            *(sys.executable, folder / "predict.py", "--checkpoint", weights),
-            *("--input", *images, "--output", pictures),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    if drawn.returncode:
-        return drawn.returncode
+    drawing = [
+        *(sys.executable, folder / "predict.py", "--checkpoint", weights),
+        *("--input", *images, "--output", pictures),
+    ]
+    if code := run_to_the_end(drawing, stdout=subprocess.DEVNULL):
+        return code
 
     rows = {TITLES.get(name, name.replace("_", " ")): (result.get(name), ".3f") for name in result["scores"]}
     rows |= {
@@ -61,5 +58,23 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def run_to_the_end(command: list, stdout: int | None = None) -> int:
+    """Returns the exit code of command, as a shell counts it: 128 + N after signal N.
+
+    Ctrl-C goes to every process of the terminal: command ends by itself, with its own line, and is waited for.
+    """
+    # a handler of ours is not inherited, as SIG_IGN would be
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        code = subprocess.run(command, stdout=stdout).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # between two commands
+        print("quickstart: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -34,18 +34,20 @@ def torchvision_models() -> ModuleType:
     then ends in "RuntimeError: operator torchvision::nms does not exist": it describes the shapes of operators that are
     not there. The networks need none of them, so their names are declared, without code, and the import is repeated.
     """
-    _forget_failed_import()
-    try:
-        import torchvision.models
-    except RuntimeError as error:
-        if _operator_stubs or "operator torchvision::" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "DEF")
-        _operator_stubs.append(library)
-        for name in ("nms", "qnms"):  # those that torchvision describes without asking whether they were loaded
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    # torch 2.6 computes as torchvision is imported for the first time, also where a network is built on `meta`
+    with torch.device("cpu"):
         _forget_failed_import()
-        import torchvision.models
+        try:
+            import torchvision.models
+        except RuntimeError as error:
+            if _operator_stubs or "operator torchvision::" not in str(error):
+                raise
+            library = torch.library.Library("torchvision", "DEF")
+            _operator_stubs.append(library)
+            for name in ("nms", "qnms"):  # those that torchvision describes without asking whether they were loaded
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _forget_failed_import()
+            import torchvision.models
     return torchvision.models
 
 
