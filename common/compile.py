@@ -31,6 +31,9 @@ def compiled(
         with autocast():
             outputs = network.train()(images)
         sum(output.float().sum() for output in outputs).backward()
+        if world.size > 1:
+            # compiled again with the first step, in parts: gradients are exchanged while others are still computed
+            torch.compiler.reset()
         note = "the network is compiled"
     except Exception as error:  # of a compiler, of a backend, or of one that is not there
         network, note = model, f"--compile is left out, and training goes on as without it: {_reason(error)}"

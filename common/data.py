@@ -9,6 +9,7 @@ draws [k]), and its `finish(images, draws)` turns a batch of images [B, 3, H, W]
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import cache
 
 import numpy as np
 import torch
@@ -149,7 +150,7 @@ def _on_device(loaded: Iterable, dataset: Dataset, world: World) -> Iterator[tup
             yield to_device(batch, dataset, world)
         return
     backend = getattr(torch, world.device.type)  # torch.cuda or torch.npu
-    beside = backend.Stream()
+    beside = _stream_beside(world.device)
     for batch in loaded:
         with backend.stream(beside):
             ready = to_device(batch, dataset, world)
@@ -158,6 +159,12 @@ def _on_device(loaded: Iterable, dataset: Dataset, world: World) -> Iterator[tup
         for tensor in ready:
             tensor.record_stream(computing)  # its memory is not given away before that stream has used it
         yield ready
+
+
+@cache
+def _stream_beside(device: torch.device) -> torch.Stream:
+    """One for the whole run: memory that was taken on a stream is used again on that stream alone."""
+    return getattr(torch, device.type).Stream(device)
 
 
 class _Reporting(Dataset):

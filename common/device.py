@@ -15,6 +15,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import npu
+from common import cuda, npu
 from common.args import shared_values
 from common.cores import cpu_cores
 from common.errors import Diverged, InputError
@@ -33,9 +34,10 @@ BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 # Parameters of mallopt(3), and the values at which glibc's own adaptation of them ends.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 GLIBC_TRIM_BYTES, GLIBC_MMAP_BYTES = 64 << 20, 32 << 20
-OUT_OF_MEMORY_WORDS = (
-    160  # letters of such an error that say how much was asked for; the rest is advice for programmers
-)
+# How long processes wait for another one: it may be writing gigabytes of checkpoints to a slow disk. NCCL's own ten
+# minutes could end each run at the same checkpoint. A process that has died is noticed at once, by torchrun.
+PATIENCE = timedelta(minutes=30)
+OUT_OF_MEMORY_WORDS = 160  # letters of such an error that say how much was asked for; the rest is for programmers
 # Set for the processes that `launch` starts: their arguments have been checked already.
 CHECKED = "SEGMENTATION_ZOO_CHECKED"
 
@@ -70,15 +72,11 @@ def find_device_type(kind: str = "auto") -> str:
     if kind == "auto":
         if npu.installed() and npu.problem() is None:
             return "npu"
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cpu" if cuda.problem() else "cuda"
     if kind == "npu" and (problem := npu.problem()):
         raise InputError(f"--device npu cannot be used: {problem}; or use --device cuda, --device cpu")
-    if kind == "cuda" and not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
-        raise InputError(
-            f"--device cuda cannot be used: torch {torch.__version__} ({built}) sees no CUDA device; "
-            "check the driver with nvidia-smi, or use --device cpu"
-        )
+    if kind == "cuda" and (problem := cuda.problem()):
+        raise InputError(f"--device cuda cannot be used: {problem}; or use --device cpu")
     return kind
 
 
@@ -89,7 +87,7 @@ def why_this_device(device_type: str) -> str:
     reasons = [npu.problem() if npu.installed() else "torch_npu is not installed"]
     if device_type == "cuda":
         return f"running on CUDA (--device auto): {reasons[0]}"
-    reasons.append("torch sees no CUDA device")
+    reasons.append(cuda.problem() if torch.cuda.is_available() else "torch sees no CUDA device")
     return f"running on the CPU (--device auto): {'; '.join(reasons)}"
 
 
@@ -236,7 +234,7 @@ def _in_words(error: Exception) -> tuple[str, int]:
             f"stopped: no space is left for {error.filename or 'a file'}; what was complete before is still there: "
             "free some space, and continue with --resume auto"
         ), 1
-    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", said):
+    if is_out_of_memory(error):
         return (
             f"stopped: the memory does not suffice ({said.partition('. GPU ')[0][:OUT_OF_MEMORY_WORDS]}); lower "
             "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size"
@@ -244,6 +242,12 @@ def _in_words(error: Exception) -> tuple[str, int]:
     if dist.is_initialized() and re.search("Connection (closed|reset)|Broken pipe", said):
         return f"process {dist.get_rank()} has lost another process of the run", 1
     return "", 1
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that the memory of the device or of the machine does not suffice."""
+    words = "out of memory|can't allocate memory|STATUS_ALLOC_FAILED"  # of CUDA, NPU and CPU; of cuDNN and cuBLAS
+    return isinstance(error, MemoryError) or re.search(words, str(error)) is not None
 
 
 def _exit(code: int) -> None:
@@ -358,7 +362,9 @@ def setup(
         getattr(torch, device_type).set_device(device)
     if size > 1 and not dist.is_initialized():
         # device_id lets the communicator form at once, on this device
-        dist.init_process_group(BACKENDS[device_type], device_id=device if device_type == "cuda" else None)
+        dist.init_process_group(
+            BACKENDS[device_type], timeout=PATIENCE, device_id=device if device_type == "cuda" else None
+        )
     if device_type == "npu":
         npu.set_up(hf32, precision_mode)
     elif hf32 is not None:
@@ -440,8 +446,10 @@ def share_buffers(model: nn.Module, world: World) -> None:
 
 
 def has_bfloat16(world: World) -> bool:
-    """Whether the device computes in bfloat16: of NPUs the plugin says so, every other device can."""
-    if world.device.type != "npu":
+    """Whether the device computes in bfloat16 by itself; the CPU always can."""
+    if world.device.type == "cuda":
+        return cuda.has_bfloat16(world.device)
+    if world.device.type == "cpu":
         return True
     torch.npu.set_device(world.device)  # the one that is asked
     return torch.npu.is_bf16_supported()

@@ -58,6 +58,7 @@ def evaluate(
         with autocast():
             logits = model(images)
         metric.update(logits, target)
+        del logits  # gigabytes, which the next batch would find taken
     torch.backends.cudnn.benchmark = searches
     metric.sum_over_ranks()
     model.train(was_training)

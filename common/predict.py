@@ -95,7 +95,7 @@ def predict(
 
     from common.checkpoint import load_model
     from common.decode import open_image
-    from common.device import place, setup
+    from common.device import is_out_of_memory, place, setup
 
     images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": num_classes, **args.options})
@@ -115,6 +115,13 @@ def predict(
             ids = segment(model, image, to_input, world)
         except ValueError as error:  # a size that the model does not take
             raise InputError(f"{path} cannot be predicted: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"{path} ({image.width} x {image.height}) needs more memory than {world.device} has; make the picture "
+                "smaller, or use --device cpu"
+            ) from error
         colours = colour(ids, palette)
         stem = output / (path.relative_to(root) if same_stem[_stem(path, root)] > 1 else _stem(path, root))
         stem.parent.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,9 @@ def profiled(
     iterator = iter(stream)
     yield from itertools.islice(iterator, steps_before)
     synchronize(world)
-    steps, waited_seconds, started = 0, 0.0, time.perf_counter()
+    steps, waited_seconds = 0, 0.0
     with _profiler(world) if world.is_main else nullcontext() as profiler:
+        started = time.perf_counter()  # from here on: to start the profiler of a GPU takes longer than a step
         for _ in range(prof_steps):
             asked = time.perf_counter()
             with record_function(WAITING):

@@ -98,6 +98,7 @@ def test_operations_of_a_training_step_by_hand():
         ("NVIDIA H200", "bf16", 989.5),
         ("NVIDIA H200 NVL", "tf32", 417.5),
         ("NVIDIA A100-SXM4-80GB", "fp16", 312),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "fp16", None),  # a part of one
         ("NVIDIA GeForce RTX 3090", "fp32", 35.6),
         ("NVIDIA GeForce RTX 3090 Ti", "fp32", None),  # another chip
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "fp16", None),

@@ -2,9 +2,11 @@
 
 import shutil
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from common.compile import compiled
@@ -68,6 +70,32 @@ def test_a_python_that_is_too_new_for_the_compiler(monkeypatch):
     network, note = compiled(model, WORLD, SHAPE, nullcontext)
     assert network is model
     assert note.endswith("RuntimeError: torch.compile is not supported on Python 3.15+")
+
+
+def test_with_several_processes_gradients_are_exchanged_during_the_backward_pass(monkeypatch, tmp_path):
+    """torch compiles in parts then, one for each package of gradients, if the first step is compiled with them."""
+    parts, sizes = [], []
+
+    def backend(graph, inputs):
+        parts.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1)  # a megabyte, more than all weights here
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        for size in (1, 2):
+            torch.compiler.reset()
+            model = Network()
+            network, _ = compiled(model, World(WORLD.device, size=size, channels_last=True), SHAPE, nullcontext)
+            parallel = nn.parallel.DistributedDataParallel(network, bucket_cap_mb=0.0001)
+            parts.clear()
+            parallel(torch.zeros(SHAPE).contiguous(memory_format=torch.channels_last))
+            sizes.append(len(parts))
+    finally:
+        dist.destroy_process_group()
+        torch.compiler.reset()
+    assert sizes[0] == 0 and sizes[1] > 1
 
 
 def test_an_error_on_the_way_back_counts_too(monkeypatch):

@@ -73,6 +73,7 @@ def install_npu(monkeypatch, devices: int) -> SimpleNamespace:
 def install_cuda(monkeypatch, devices: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)  # nothing is said against it: test_common_cuda.py
 
 
 def flags(**given) -> Namespace:
@@ -303,6 +304,17 @@ def test_a_process_without_a_device_is_an_error(monkeypatch, local_rank, device_
         setup("npu", device_list)
 
 
+def test_processes_wait_for_one_that_writes_a_large_checkpoint(monkeypatch):
+    """Half an hour, whatever the backend is satisfied with."""
+    given = {}
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "init_process_group", lambda *backend, **options: given.update(options, backend=backend))
+    setup("cpu")
+    assert given["backend"] == ("gloo",)
+    assert given["timeout"].total_seconds() == 1800
+
+
 def test_what_is_random_in_a_step_depends_on_seed_rank_and_step():
     drawn = {}
     for key in np.ndindex(2, 2, 3):
@@ -391,6 +403,13 @@ def test_a_machine_beyond_the_last_is_refused(capsys):
             1,
             "stopped: the memory does not suffice (CUDA out of memory. Tried to allocate 2.00 GiB); lower "
             "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            1,
+            "stopped: the memory does not suffice (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling "
+            "`cublasCreate(handle)`); lower --device_batch_size, and --lr in proportion; in an evaluation lower "
+            "--eval_batch_size",
         ),
         (
             MemoryError("Unable to allocate 3.00 GiB for an array"),

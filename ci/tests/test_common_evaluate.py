@@ -1,6 +1,7 @@
 """common/evaluate.py: the confusion matrix of a data set, however it is divided."""
 
 import socket
+import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -100,6 +101,16 @@ def test_kernels_are_searched_for_the_first_shapes_alone(monkeypatch):
         evaluate(model, Scenes(4), ConfusionMatrix(CLASSES), 1, world(), 0)
         assert seen == expected
         assert torch.backends.cudnn.benchmark is wanted
+
+
+def test_the_logits_of_a_batch_are_gone_before_the_next_is_computed():
+    """They are gigabytes for whole pictures in a batch."""
+    model, before = seeded_model(), []
+    model.register_forward_pre_hook(lambda *_: before.append([logits() for logits in alive]))
+    alive = []
+    model.register_forward_hook(lambda module, images, logits: alive.append(weakref.ref(logits)))
+    evaluate(model, Scenes(4), ConfusionMatrix(CLASSES), 1, world(), 0)
+    assert before == [[], [None], [None] * 2, [None] * 3]
 
 
 def test_the_rate_of_an_evaluation_is_taken_when_the_device_has_finished(monkeypatch):

@@ -291,6 +291,22 @@ def test_a_picture_that_cannot_be_decoded_or_is_too_small_is_named(tmp_path):
         run(tmp_path / "dot.png", checkpoint, tmp_path / "out")
 
 
+def test_a_picture_that_is_too_large_for_the_device_is_named(tmp_path, monkeypatch):
+    draw(tmp_path / "in" / "a.png", [[RED] * 4] * 2)
+    errors = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB"), RuntimeError("a bug")]
+
+    def segment(*_):
+        raise errors[0]
+
+    monkeypatch.setattr("common.predict.segment", segment)
+    checkpoint = our_checkpoint(tmp_path / "best.pt")
+    with pytest.raises(InputError, match=r"a\.png \(4 x 2\) needs more memory than cpu has; make the picture smaller"):
+        run(tmp_path / "in", checkpoint, tmp_path / "out")
+    errors.pop(0)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(tmp_path / "in", checkpoint, tmp_path / "out")
+
+
 def test_several_images_and_folders_at_once(tmp_path):
     checkpoint = our_checkpoint(tmp_path / "best.pt")
     one, two = draw(tmp_path / "a" / "one.png", [[RED, RED]] * 2), draw(tmp_path / "b" / "two.png", [[BLUE, BLUE]] * 2)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ci.tests.common_workers import world
+from common import profile
 from common.profile import profiled
 
 
@@ -32,6 +33,28 @@ def test_as_many_steps_are_profiled_as_are_asked_for_and_there(tmp_path, capsys,
     events = json.loads((tmp_path / "output.prof").read_text())["traceEvents"]
     assert sum(event.get("name") == "aten::matmul" for event in events) == expected
     assert f"profile of {expected} steps: " in capsys.readouterr().out
+
+
+def test_the_start_of_the_profiler_is_no_part_of_a_step(tmp_path, capsys, monkeypatch):
+    """That of a GPU takes a second or more."""
+    seconds = iter(range(1000))  # the clock shows one more whenever it is looked at
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: next(seconds))
+    made = profile._profiler(world())
+
+    class LateProfiler:
+        def __enter__(self):
+            for _ in range(500):
+                next(seconds)
+            return made.__enter__()
+
+        def __exit__(self, *error):
+            return made.__exit__(*error)
+
+    monkeypatch.setattr(profile, "_profiler", lambda world: LateProfiler())
+    for _ in profiled(range(100), False, True, 1, tmp_path, world()):
+        torch.ones(3, 4) @ torch.ones(4, 5)
+    milliseconds = float(re.search(r"1 step in ([\d.]+) ms", capsys.readouterr().out)[1])
+    assert 0 < milliseconds < 10_000
 
 
 def test_the_shares_of_a_step_add_up(tmp_path, capsys):

@@ -352,21 +352,18 @@ def devices(report: Report, kind: str) -> str | None:
     """List the devices; the type of the one that --device `kind` means, None when there is none that works."""
     import torch
 
-    from common import npu
+    from common import cuda, npu
     from common.device import device_count, device_name, find_device_type
     from common.errors import InputError
 
     report.section("devices")
-    usable = {"npu": npu.installed() and npu.problem() is None, "cuda": device_count("cuda") > 0}
+    usable = {"npu": npu.installed() and npu.problem() is None, "cuda": cuda.problem() is None}
     for name, there in usable.items():
         asked = there and kind in ("auto", name)  # a card that is not wanted, and hangs, is not to be asked
         report.row(name, _names(name, device_count(name)) if asked else "not asked" if there else "none")
     report.row("cpu", device_name(torch.device("cpu")))
     if shutil.which("nvidia-smi") and not usable["cuda"]:
-        report.missing.append(
-            f"CUDA: there is nvidia-smi, and torch {torch.__version__} sees no device; install a torch that is built "
-            "for the CUDA of this driver, and check CUDA_VISIBLE_DEVICES"
-        )
+        report.missing.append(f"CUDA: there is nvidia-smi, and {cuda.problem()}; also look at CUDA_VISIBLE_DEVICES")
     try:
         chosen = find_device_type(kind)
     except InputError as error:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # papers "Ada GPU Architecture" (2022) and "Ampere GA102 GPU Architecture" (2021) for the GeForce cards. Of Ascend NPUs
 # no such document is known that tells the variants apart.
 PEAK_TFLOPS = {
-    r"NVIDIA A100.*": {"fp32": 19.5, "tf32": 156, "fp16": 312, "bf16": 312},
+    r"NVIDIA A100(?!.* MIG ).*": {"fp32": 19.5, "tf32": 156, "fp16": 312, "bf16": 312},
     r"NVIDIA H100 PCIe": {"fp32": 51, "tf32": 378, "fp16": 756.5, "bf16": 756.5},
     r"NVIDIA H100 NVL": {"fp32": 60, "tf32": 417.5, "fp16": 835.5, "bf16": 835.5},
     r"NVIDIA H100 80GB HBM3": {"fp32": 67, "tf32": 494.5, "fp16": 989.5, "bf16": 989.5},

@@ -18,6 +18,7 @@ from torch import nn
 
 from common.amp import effective_opt_level
 from common.args import format_value
+from common.cuda import has_tf32
 from common.device import World, device_name, place, setup, synchronize
 from common.runlog import resident_bytes
 from common.tools.peak import peak_tflops
@@ -147,7 +148,8 @@ def _precision(folder: Folder, world: World) -> str:
     """'fp16', 'bf16', 'fp32', or 'tf32' where CUDA computes the convolutions of float32 in it."""
     if folder.opt_level(world) != "O0":
         return folder.args.amp_dtype
-    return "tf32" if world.device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "fp32"
+    in_tf32 = world.device.type == "cuda" and torch.backends.cudnn.allow_tf32 and has_tf32(world.device)
+    return "tf32" if in_tf32 else "fp32"
 
 
 def utilisation(facts: dict, images_per_second: float, operations: float) -> dict:

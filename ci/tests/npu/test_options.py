@@ -7,6 +7,7 @@ import torch
 
 from ci.tests.npu.test_runs import RUNS
 from ci.tests.test_contract import data, last_checkpoint, metric_rows, train  # noqa: F401  a fixture among them
+from common.data import _stream_beside
 from common.device import setup
 from common.errors import InputError
 
@@ -53,9 +54,10 @@ def test_batches_made_beside_the_steps_keep_their_memory(data, tmp_path):  # noq
     """Between two lines the host is steps ahead; memory that a step may still read would be given to a later batch."""
     from npu_simulation import streams
 
+    _stream_beside.cache_clear()
     before = len(streams._streams)
-    train(FOLDER, data, tmp_path / "run", device="npu", amp=0, log_every_steps=8, validate=0)
-    assert len(streams._streams) == before + 1
+    train(FOLDER, data, tmp_path / "run", device="npu", amp=0, log_every_steps=8)
+    assert len(streams._streams) == before + 1, "memory of a stream is used again on that stream alone"
 
 
 def test_memory_is_reported_as_the_devices(data, tmp_path, npu):  # noqa: F811  the fixture that is imported
