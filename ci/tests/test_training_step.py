@@ -90,6 +90,17 @@ def test_a_whole_step_is_the_plain_one(folder):
     assert len(set(losses)) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_plain_step_under_autocast_is_near_that_in_float32(folder, dtype):
+    """In half precision its convolutions run: the losses are near, and none is the same."""
+    case = Case(folder)
+    step, exact = (plain_training(folder, case.model, case.args, kind) for kind in (dtype, None))
+    for _ in range(2):
+        loss, expected = (take(case.images, case.target) for take in (step, exact))
+        assert loss.item() == pytest.approx(expected.item(), rel=0.03)
+        assert loss.item() != expected.item()
+
+
 def test_a_step_does_not_wait_for_the_device(folder):
     case = Case(folder)
     with Operators() as operators:

@@ -21,8 +21,12 @@ from common.upsampling import UpsampledConv2d
 from common.winograd import WinogradConv2d
 
 
-def plain_training(folder: str, model: nn.Module, args: Namespace) -> Callable[[Tensor, Tensor], Tensor]:
+def plain_training(
+    folder: str, model: nn.Module, args: Namespace, dtype: torch.dtype | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """One whole training step of a deep copy of `model`: forward, loss, backward, optimizer.
+
+    dtype: float16 or bfloat16 for autocast in it, with a loss scale for float16; without it all is float32.
 
     folder: the name of the model's folder; `model`: its network, not wrapped. args: the values of one of its presets
     (learning rate, momentum or betas, weight decay, options of the loss). The step takes images [B, 3, H, W] float32
@@ -30,11 +34,15 @@ def plain_training(folder: str, model: nn.Module, args: Namespace) -> Callable[[
     """
     module = plain_network(model)
     optimizer = plain_optimizer(module, args)
+    device_type = next(module.parameters()).device.type
+    scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
 
     def step(images: Tensor, target: Tensor) -> Tensor:
-        loss = plain_loss(folder, module(images.contiguous()), target, args)
-        loss.backward()
-        optimizer.step()
+        with torch.autocast(device_type, dtype, enabled=dtype is not None):
+            loss = plain_loss(folder, module(images.contiguous()), target, args)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         return loss.detach()
 

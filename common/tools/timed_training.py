@@ -7,6 +7,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common import IGNORE_INDEX
+from common.amp import DTYPES
 from common.cache import check_cache
 from common.data import batches
 from common.device import World, keep_freed_memory, seed_step, synchronize
@@ -83,7 +85,7 @@ class _TrainingClock:
     def __init__(self, folder: Folder, own: Namespace):
         self.folder, self.own = folder, own
         self.ours: list[float] = []
-        self.plain: list[float] = []
+        self.plain: dict[str, list[float]] = {}  # name of a plain form -> seconds
         self.memory_gib: dict[str, float] = {}
         self.held: dict[str, Held] = {}
         self.data_wait_share = 0.0
@@ -115,7 +117,7 @@ class _TrainingClock:
         self._measure_memory("ours")
         yield from items(own.warmup - 1)
         self._measure_memory("ours", ends=True)
-        plain = None if own.loader or not own.plain else self._plain_steps(noise)
+        plain = {} if own.loader or not own.plain else self._plain_forms(noise)
         waits.clear()
         for done in range(own.block, own.steps + 1, own.block):
             synchronize(world)
@@ -123,27 +125,38 @@ class _TrainingClock:
             yield from items(own.block)
             synchronize(world)
             self.ours.append(time.perf_counter() - started)
-            if plain is not None:
+            for name, form in plain.items():
                 with _malloc_as_it_is(world):
-                    self.plain.append(timed(lambda: [next(plain) for _ in range(own.block)], world))
+                    some = itertools.islice(form, own.block)
+                    self.plain.setdefault(name, []).append(timed(partial(list, some), world))
             if done == own.steps or (not self.held and done >= own.steps // 10):
                 self.held[f"after {done} steps"] = held()
         self.data_wait_share = sum(waits) / sum(self.ours)
         yield from items(1)
 
-    def _plain_steps(self, noise: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        """Endless steps of the plain form, warmed up; their memory is measured above what there is."""
+    def _plain_forms(self, noise: list[tuple[Tensor, Tensor]]) -> dict[str, Iterator[Tensor]]:
+        """The step in float32 and, beside mixed precision, under autocast."""
+        forms = {"plain": self._plain_steps("plain", None, noise)}
+        if self.folder.opt_level(self.world) != "O0":
+            dtype = DTYPES[self.folder.args.amp_dtype]
+            forms["plain, autocast"] = self._plain_steps("plain, autocast", dtype, noise)
+        return forms
+
+    def _plain_steps(
+        self, name: str, dtype: torch.dtype | None, noise: list[tuple[Tensor, Tensor]]
+    ) -> Iterator[Tensor]:
+        """Endless steps of a plain form, warmed up; their memory is measured above what there is."""
         world, before = self.world, 0
         if world.device.type != "cpu":
             batch_bytes = sum(tensor.nbytes for pair in noise for tensor in pair)
             before = getattr(torch, world.device.type).memory_allocated(world.device) - batch_bytes
-        step = plain_training(self.folder.name, self.folder.network(world), self.folder.args)
+        step = plain_training(self.folder.name, self.folder.network(world), self.folder.args, dtype)
         steps = (step(*pair) for pair in itertools.cycle(noise))
         next(steps)
-        self._measure_memory("plain")
+        self._measure_memory(name)
         for _ in range(self.own.warmup - 1):
             next(steps)
-        self._measure_memory("plain", ends=True, before=before)
+        self._measure_memory(name, ends=True, before=before)
         return steps
 
     def _measure_memory(self, name: str, ends: bool = False, before: int = 0) -> None:
@@ -172,8 +185,8 @@ class _TrainingClock:
             "held": {when: there._asdict() for when, there in self.held.items()},
         }
         if self.plain:
-            figures["plain"] = figure(self.plain, images)
-            result["ratios"] = {"plain / ours": ratio(self.plain, self.ours)}
+            figures |= {name: figure(seconds, images) for name, seconds in self.plain.items()}
+            result["ratios"] = {f"{name} / ours": ratio(seconds, self.ours) for name, seconds in self.plain.items()}
         if self.memory_gib:
             result["peak_device_memory_gib"] = self.memory_gib
         if self.own.loader:
