@@ -19,7 +19,7 @@ BASE = {
     "arch": "icnet",
     "backbone": "resnet50",
     "pretrained": "./pretrained",
-    "label_resize": "nearest",  # the original blends class ids: see the known issues in the README
+    "label_resize": "aligned",  # the original blends class ids: see the known issues in the README
     "epochs": 200,
     "device_batch_size": 16,
     "eval_batch_size": 16,

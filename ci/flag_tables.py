@@ -26,7 +26,7 @@ CHINESE = {
     "backbone": "骨干网络（编码器）",
     "pretrained": "ImageNet 权重：文件、存放公开权重文件的目录，或 `none`",
     "load_from": "以某个检查点的权重为起点训练，本仓库或参考实现的均可",
-    "label_resize": "计算损失时，标签以何种方式缩放到 logits 的尺寸",
+    "label_resize": "计算损失时，标签以何种方式缩放到 logits 的尺寸；`nearest` 和 `bilinear` 与其他代码相同",
     "epochs": "训练长度，以 epoch 计",
     "max_steps": "执行学习率调度的多少步后停止（0：到调度结束）",
     "device_batch_size": "每个设备每步的训练图片数",

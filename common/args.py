@@ -118,7 +118,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (str, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
         "load_from": (str, "start from the weights of a checkpoint, ours or the reference's"),
-        "label_resize": (("nearest", "bilinear"), "how labels are brought to the size of the logits in the loss"),
+        "label_resize": (
+            ("aligned", "nearest", "bilinear"),
+            "how labels are brought to the size of the logits in the loss; nearest and bilinear: as other code does",
+        ),
         "avg_non_ignore": (bool, "mean loss over the labelled pixels instead of over all pixels"),
     },
     "schedule": {

@@ -9,7 +9,16 @@ from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
 from common import IGNORE_INDEX
-from ICNet.model import ICNet, build_model, from_reference, imagenet_file, loss_terms, training_loss
+from ICNet.model import (
+    ICNet,
+    aligned_labels,
+    build_model,
+    from_reference,
+    imagenet_file,
+    loss_terms,
+    resize,
+    training_loss,
+)
 
 HEADS = ("sub4", "sub8", "sub16")
 
@@ -240,13 +249,29 @@ def test_from_reference_wrappers(case, untrained, wrapper, prefixed):
     }
 
 
-@pytest.mark.parametrize("method", ["nearest", "bilinear"])
+@pytest.mark.parametrize("method", ["aligned", "nearest", "bilinear"])
 def test_loss_without_a_valid_pixel(method):
     outputs = [torch.randn(2, 19, size, size, requires_grad=True) for size in (8, 4, 2)]
     loss = training_loss(outputs, torch.full((2, 32, 32), IGNORE_INDEX), method)
     loss.backward()
     assert loss.item() == 0
     assert all(torch.equal(output.grad, torch.zeros_like(output)) for output in outputs)
+
+
+@pytest.mark.parametrize("size", [(16, 32), (64, 128), (15, 31), (1, 2), (32, 64)])
+def test_labels_lie_where_the_logits_do(size):
+    """A ramp of labels, enlarged as the logits are, is the ramp again: no pixel is off by more than a half."""
+    columns = torch.arange(128).expand(1, 64, 128)
+    rows = torch.arange(64)[:, None].expand(1, 64, 128)
+    for ramp, count in ((rows, size[0]), (columns, size[1])):
+        labels = aligned_labels(ramp, size)
+        assert labels.shape == (1, *size) and labels.dtype == torch.int64
+        if count > 1:
+            assert (resize(labels[:, None].double(), (64, 128))[:, 0] - ramp).abs().max() <= 0.5 + 1e-9
+
+
+def test_labels_between_two_pixels_are_those_below_and_right():
+    assert aligned_labels(torch.arange(4)[None, None], (1, 3)).tolist() == [[[0, 2, 3]]]
 
 
 def test_loss_is_the_mean_over_valid_pixels():
@@ -259,13 +284,13 @@ def test_loss_is_the_mean_over_valid_pixels():
         1.8 * np.log(37 / 19)
     )
     target[0, 0, 0] = 5  # the only pixel of the first row that is taken to all three sizes
-    target[0, 4, 4] = 6  # at 1/4 only
+    target[0, 5, 5] = 6  # at 1/4 only
     main = (np.log(37 / 19) + np.log(37)) / 2
     assert training_loss(outputs, target).item() == pytest.approx(main + 0.8 * np.log(37 / 19))
 
 
 def test_loss_of_unknown_label_resize():
-    with pytest.raises(ValueError, match="'cubic'.*nearest"):
+    with pytest.raises(ValueError, match="'cubic'.*aligned"):
         training_loss([torch.zeros(1, 19, 2, 2)] * 3, torch.zeros(1, 8, 8, dtype=torch.int64), "cubic")
 
 
@@ -274,7 +299,7 @@ def test_loss_of_unknown_label_resize():
 def test_mixed_precision_loss(case, model, dtype):
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
         outputs = model.train()(case.image("train", torch.float32))
-        loss = training_loss(outputs, case.labels(), ignore_index=-1)
+        loss = training_loss(outputs, case.labels(), "nearest", ignore_index=-1)
     assert outputs[1].dtype == dtype
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(case.manifest["train"]["loss64"]["nearest_labels_total"], rel=0.02)
@@ -295,7 +320,7 @@ def test_training_step_suits_accelerators(untrained):
     with Operators() as operators:
         training_loss(untrained.train()(images), target).backward()
     assert operators.unwanted == []
-    assert {"convolution", "upsample_bilinear2d", "upsample_nearest2d"} <= operators.names
+    assert {"convolution", "upsample_bilinear2d", "index_select"} <= operators.names
     untrained.zero_grad(set_to_none=True)
 
 

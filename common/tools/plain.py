@@ -90,13 +90,21 @@ def plain_loss(folder: str, outputs: tuple[Tensor, ...], target: Tensor, args: N
         return _cross_entropy(outputs[0], target, over_all_pixels=False)
     weights = importlib.import_module(f"{folder}.model").LOSS_WEIGHTS
     if folder == "ICNet":
-        labels = [F.interpolate(target[:, None].float(), size=o.shape[-2:])[:, 0].long() for o in outputs]
+        labels = [_labels_at(target, o.shape[-2:]) for o in outputs]
         terms = [_cross_entropy(o, truth, over_all_pixels=False) for o, truth in zip(outputs, labels, strict=True)]
     else:
         size = target.shape[-2:]
         logits = [F.interpolate(o, size=size, mode="bilinear", align_corners=False) for o in outputs]
         terms = [_cross_entropy(o, target, over_all_pixels=not args.avg_non_ignore) for o in logits]
     return sum(weight * term for weight, term in zip(weights, terms, strict=True))
+
+
+def _labels_at(target: Tensor, size: Sequence[int]) -> Tensor:
+    """The nearest labels [B, *size] with aligned corners, of target [B, H, W]."""
+    lines = (torch.linspace(-1, 1, length, device=target.device) for length in size)
+    rows, columns = torch.meshgrid(*lines, indexing="ij")
+    places = torch.stack((columns, rows), dim=-1).expand(len(target), -1, -1, -1)
+    return F.grid_sample(target[:, None].float(), places, mode="nearest", align_corners=True)[:, 0].long()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, over_all_pixels: bool) -> Tensor:
