@@ -41,11 +41,18 @@ def _runs(arch: str, major: int, minor: int) -> bool:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the card computes in bfloat16 by itself: older ones do it in many more operations, or not at all."""
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether the card computes in bfloat16 by itself: older ones do it in many more operations, or not at all.
+
+    The process gets no context on the card, as it would by `torch.cuda.is_bf16_supported`.
+    """
+    return torch.version.hip is not None or _has_third_generation_cores(device)
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether the card has the short float32 of NVIDIA's tensor cores, which came with compute capability 8.0."""
+    """Whether the card computes float32 products in TF32, as torch does by itself in convolutions."""
+    return torch.version.hip is None and _has_third_generation_cores(device)
+
+
+def _has_third_generation_cores(device: torch.device) -> bool:
+    """NVIDIA's tensor cores with bfloat16 and TF32 came with compute capability 8.0 (white paper of the A100, 2020)."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
