@@ -28,6 +28,7 @@ from common.checkpoint import (
     save,
 )
 from common.compile import compiled
+from common.crops import note_on_scale
 from common.data import batches, steps_in_epoch, worker_count
 from common.device import check_same, data_parallel, launch, place, setup
 from common.evaluate import evaluate_only, validate
@@ -206,6 +207,8 @@ def check(args, world_size: int) -> None:
         check_evaluation(args.checkpoint, args.output_dir)
         trained_model(args)
         return
+    if note := note_on_scale(train_set, val_set):
+        print(note, flush=True)
     images_per_step = args.device_batch_size * world_size
     steps_in_epoch(train_set, images_per_step)
     model = build_model(NUM_CLASSES, args.backbone)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from common import IGNORE_INDEX
 from common.data import sample_rng
+from common.decode import picture_size
 from common.transforms import (
     Distortion,
     blur,
@@ -83,6 +84,10 @@ class BlurredCrops(Dataset):
         draws = torch.tensor([draw_blur(rng)])
         return pad(image, self.crop_size, 0), pad(label, self.crop_size, IGNORE_INDEX), draws
 
+    def fitting_base_size(self, height: int, width: int) -> int:
+        """The base size with which pictures of this size are scaled by the random factor alone."""
+        return min(height, width)
+
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
         """[B, 3, H, W] uint8, draws [B, 1] on the CPU (the radius in pixels) -> float32, blurred and normalised."""
         finished = torch.empty_like(images, dtype=torch.float32)
@@ -126,6 +131,10 @@ class DistortedCrops(Dataset):
         draws = torch.tensor([*crop.size, *draw_distortion(rng)])
         return pad(image, self.crop_size, 0), pad(label, self.crop_size, IGNORE_INDEX), draws
 
+    def fitting_base_size(self, height: int, width: int) -> int:
+        """The base size with which pictures of this size are scaled by the random factor alone."""
+        return max(min(height, width), (max(height, width) + 1) // 2)
+
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 -> float32, distorted and normalised, 0 beyond the picture.
 
@@ -139,3 +148,21 @@ class DistortedCrops(Dataset):
             result[:, int(height) :] = 0
             result[:, :, int(width) :] = 0
         return finished
+
+
+def note_on_scale(train_set: BlurredCrops | DistortedCrops, val_set: Dataset | None) -> str:
+    """A line for people whose pictures are trained on and scored at sizes that do not meet; '' for all others.
+
+    A network finds things of the sizes that it has been shown. Of the validation pictures the first one is looked at.
+    """
+    if not isinstance(val_set, WholePictures):
+        return ""
+    height, width = picture_size(val_set.pairs[0][0])
+    fitting = train_set.fitting_base_size(height, width)
+    low, high = (scale * train_set.base_size / fitting for scale in train_set.scales)
+    if low <= 1 <= high:
+        return ""
+    return (
+        f"note: pictures of {width} x {height} are scored at that size, and training shows them at {low:.2f} to "
+        f"{high:.2f} times it; --base_size {fitting} brings the two together"
+    )

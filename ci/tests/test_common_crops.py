@@ -7,7 +7,9 @@ from PIL import Image
 
 from ci.tests.samples import Finished
 from common.cityscapes import find_pairs, read_pair
-from common.crops import DistortedCrops
+from common.crops import BlurredCrops, DistortedCrops, WholePictures, note_on_scale
+from common.data import sample_rng
+from common.transforms import draw_crop, draw_varied_crop
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -150,3 +152,30 @@ def test_colours_change_in_pictures_and_never_in_targets(tiny_cityscapes, monkey
     assert all(torch.equal(target, same) for (_, target), (_, same) in zip(changed, plain, strict=True))
     differ = sum(not torch.equal(image, other) for (image, _), (other, _) in zip(changed, plain, strict=True))
     assert 85 < differ < 100  # four changes, each with a probability of one half: 15 of 16 pictures
+
+
+@pytest.mark.parametrize("size", [(1024, 2048), (720, 960), (360, 480), (96, 128), (128, 96), (50, 300)])
+@pytest.mark.parametrize("kind", [BlurredCrops, DistortedCrops])
+def test_a_fitting_base_size_leaves_pictures_as_they_are(kind, size):
+    """But for the random factor, which is 1 here."""
+    base_size = kind([], None, 1, (8, 8), 0).fitting_base_size(*size)
+    if kind is BlurredCrops:
+        scaled = draw_crop(size, sample_rng(0, 0, 0), base_size, (8, 8), (1.0, 1.0)).scaled
+    else:
+        scaled = draw_varied_crop(np.zeros(size, np.uint8), sample_rng(0, 0, 0), base_size, (8, 8), (1.0, 1.0)).scaled
+    assert np.abs(np.subtract(scaled, size)).max() <= 1
+
+
+def test_pictures_that_are_scored_at_a_size_never_trained_on_are_told_of(tiny_cityscapes):
+    root = tiny_cityscapes(size=(32, 48))
+    whole = WholePictures(find_pairs(root, "val"), read_pair)
+    for base_size, scales, said in ((32, (0.5, 2.0), False), (64, (0.5, 2.0), False), (65, (0.5, 2.0), True),
+                                    (15, (0.5, 2.0), True), (32, (1.1, 2.0), True)):  # fmt: skip
+        crops = DistortedCrops(find_pairs(root, "train"), read_pair, base_size, (24, 24), 0, scales)
+        assert bool(note_on_scale(crops, whole)) is said
+    crops = DistortedCrops(find_pairs(root, "train"), read_pair, 1024, (24, 24), 0)
+    assert note_on_scale(crops, whole) == (
+        "note: pictures of 48 x 32 are scored at that size, and training shows them at 16.00 to 64.00 times it; "
+        "--base_size 32 brings the two together"
+    )
+    assert note_on_scale(crops, None) == ""
