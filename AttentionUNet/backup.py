@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.runlog import RUN_MARK
+from common.record.folder import RUN_MARK
 
 FOLDER = Path(__file__).resolve().parent / "test" / "backup"
 # preset -> folder in test/backup

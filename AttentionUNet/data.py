@@ -1,6 +1,7 @@
 """ISIC 2018 as Attention U-Net trains and evaluates on it: everything is resized to a square."""
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Sized
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -9,17 +10,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from AttentionUNet.isic import THRESHOLD, Pair, find_pairs, has_split, read_mask
+from AttentionUNet.isic import CLASS_NAMES, PALETTE, THRESHOLD, Pair, check_pairs, find_pairs, has_split, read_mask
+from AttentionUNet.metrics import LesionScores
 from AttentionUNet.presets import LAYOUT
 from common import IGNORE_INDEX
-from common.cache import cached
-from common.crops import Reader
-from common.data import sample_rng
-from common.decode import check_sizes, picture_size, read_image
-from common.sample import data_root
-from common.transforms import Crop, Distortion, cut_label, distort_colours, normalize, resize_image
+from common.data.cache import cached
+from common.data.colours import Distortion, distort_colours, normalize
+from common.data.decode import check_sizes, picture_size, read_image
+from common.data.order import sample_rng
+from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Reader, Source
+from common.data.transforms import Crop, cut_label, resize_image
+from common.device.world import World
+from common.samples.layout import data_root
 
 MEAN = STD = (0.5, 0.5, 0.5)  # colours are -1 to 1
 # The augmentation is told in pixels of the original's images, which are 224 wide; it grows with the size.
@@ -35,33 +38,32 @@ BRIGHTNESS, CONTRAST, HUE = 0.2, 0.2, 0.02  # largest changes; that of the hue i
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def build_datasets(
-    data_path: str | Path,
-    image_size: int,
-    seed: int,
-    augmentation_prob: float = 0.4,
-    mask_resize: str = "nearest",
-    cache: str = "",
-    scored: bool = True,
-) -> tuple["TrainSet", "EvalSet | None", "EvalSet | None"]:
-    """The splits train, valid and, where there is one, test of a folder in the layout of ISIC 2018.
+def lesion_scores(info: DatasetInfo, dataset: Sized, world: World) -> LesionScores:
+    """What the masks of a data set are counted in."""
+    return LesionScores(len(dataset), world)
 
-    scored: False for a training that needs the first alone. 'sample' is the embedded sample, drawn where it is not yet.
-    cache: a folder for decoded pictures, or none. Raises InputError for a folder that does not fit.
+
+INFO = DatasetInfo(CLASS_NAMES, PALETTE, check_pairs, 1, MEAN, STD, lesion_scores)
+
+
+def build_datasets(args: Namespace) -> Datasets:
+    """The splits train, valid and, where there is one, test of a folder in the layout of ISIC 2018, as a run uses them.
+
+    With --evaluate there is one data set: --eval_split. The folder may be the embedded sample, drawn if need be.
+    Raises InputError for a folder that does not fit.
     """
-    root = data_root(data_path, LAYOUT)
-    read = training_reader(cache, image_size)
-    train_set = TrainSet(find_pairs(root, "train"), read, image_size, seed, augmentation_prob, mask_resize)
-    if not scored:
-        return train_set, None, None
-    val_set = build_eval_set(root, image_size, "valid", cache)
-    return train_set, val_set, build_eval_set(root, image_size, "test", cache) if has_split(root, "test") else None
+    root = data_root(args.data_path, LAYOUT)
 
+    def scored(split: str) -> EvalSet:
+        return EvalSet(Source(find_pairs(root, split), cached(args.cache, read_pair, LAYOUT), INFO), args.image_size)
 
-def build_eval_set(data_path: str | Path, image_size: int, split: str, cache: str = "") -> "EvalSet":
-    """One split (valid or test) of such a folder, to be scored."""
-    read = cached(cache, read_pair, LAYOUT)
-    return EvalSet(find_pairs(data_root(data_path, LAYOUT), split), read, image_size)
+    if args.evaluate:
+        return Datasets(None, scored(args.eval_split))
+    source = Source(find_pairs(root, "train"), training_reader(args.cache, args.image_size), INFO)
+    train_set = TrainSet(source, args.image_size, args.seed, args.augmentation_prob, args.mask_resize)
+    if not args.validate:
+        return Datasets(train_set, None)
+    return Datasets(train_set, scored("valid"), scored("test") if has_split(root, "test") else None)
 
 
 def training_reader(cache: str, image_size: int) -> Reader:
@@ -85,27 +87,27 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
 def read_reduced_pair(pair: Pair, width: int) -> tuple[np.ndarray, np.ndarray]:
     """As `read_pair`, but of a JPEG that is several times as wide as `width` pixels only every so many.
 
-    The picture is averaged over them as it is decoded (`common.decode.open_image`); of the mask the nearest are kept.
+    The picture is averaged over them as it is decoded (`common.data.decode.open_image`); of the mask the nearest are
+    kept.
     """
     image, mask = read_image(pair.image, (1, width)), read_mask(pair.mask)
     check_sizes(*pair, picture_size(pair.image), mask.shape)
     return image, resize_mask(mask, image.shape[:2], "nearest")
 
 
-def to_input(image: Image.Image, image_size: int) -> Tensor:
-    """What the network takes of a picture: [3, image_size, image_size] float32."""
+def to_input(image: Image.Image, options: dict) -> Tensor:
+    """What the network of these options takes of a picture: [3, image_size, image_size] float32."""
+    image_size = options["image_size"]
     images = resize_image(np.array(image), (image_size, image_size)).permute(2, 0, 1)
     return normalize(images.contiguous(), MEAN, STD)
 
 
-class EvalSet(Dataset):
+class EvalSet(LabelledPictures):
     """Whole pictures, resized to a square."""
 
-    def __init__(self, pairs: Sequence[Pair], read: Reader, image_size: int):
-        self.pairs, self.read, self.image_size = pairs, read, image_size
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def __init__(self, source: Source, image_size: int):
+        super().__init__(source)
+        self.image_size = image_size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """image [S, S, 3] uint8; target [S, S] uint8, 1 on the lesion and else 0; nothing is drawn."""
@@ -126,7 +128,7 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int], mask_resize: str) -> np
     return resize_image(mask[..., None], size).numpy()[..., 0]
 
 
-class TrainSet(Dataset):
+class TrainSet(LabelledPictures):
     """Squares of pictures, a share of them augmented; the item (epoch, index) depends on (seed, epoch, index) alone.
 
     augmentation_prob: share of the items that are augmented. mask_resize: "nearest", or "bilinear" for targets with
@@ -134,19 +136,11 @@ class TrainSet(Dataset):
     """
 
     def __init__(
-        self,
-        pairs: Sequence[Pair],
-        read: Reader,
-        image_size: int,
-        seed: int,
-        augmentation_prob: float = 0.4,
-        mask_resize: str = "nearest",
+        self, source: Source, image_size: int, seed: int, augmentation_prob: float = 0.4, mask_resize: str = "nearest"
     ):
-        self.pairs, self.read, self.image_size, self.seed = pairs, read, image_size, seed
+        super().__init__(source)
+        self.image_size, self.seed = image_size, seed
         self.augmentation_prob, self.mask_resize = augmentation_prob, mask_resize
-
-    def __len__(self) -> int:
-        return len(self.pairs)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """image [S, S, 3] uint8; target [S, S] uint8: 1 on the lesion, 0 beside it, 255 = ignore; draws [6]: `Jitter`.

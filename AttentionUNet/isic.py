@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from common.decode import check_sizes, decode_grey
+from common.data.decode import check_sizes, decode_grey
 from common.errors import UNREADABLE, InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the archives also hold texts about licences
@@ -106,9 +106,9 @@ def read_mask(path: Path) -> np.ndarray:
 def check_pairs(pairs: Sequence[Pair], decode_images: bool = False) -> None:
     """Open every mask once and refuse what training could not use, before anything is trained.
 
-    Raises InputError naming the file: a mask that cannot be decoded or is not of 0 and 255, a picture that is none, or
-    one whose size is not that of its mask. Of a picture the header alone is read, unless `decode_images`: training
-    reports a damaged one when it comes to it, validation would after an epoch of training only.
+    Raises InputError naming the file: a mask that cannot be decoded or is not of 0 and 255, a file that is not a
+    picture, or one whose size is not that of its mask. Of a picture the header alone is read, unless `decode_images`:
+    training reports a damaged one when it comes to it, validation would after an epoch of training only.
     """
     with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
         try:

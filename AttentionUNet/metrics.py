@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from common import IGNORE_INDEX
-from common.device import World, sum_over_ranks
-from common.metrics import class_ids
+from common.device.world import World, sum_over_ranks
+from common.scores.metrics import class_ids
 
 MIN_JACCARD = 0.65  # below, the thresholded score of the ISIC challenge counts an image as 0
 
@@ -19,7 +19,7 @@ class LesionScores:
     is computed once, from whole numbers, so that batch size and number of processes do not matter.
 
     `counts` [images, 4] int64 on the device: true positives, false positives, false negatives, true negatives. The k-th
-    image of this process is image rank + k * size of the set, as `common.data.eval_batches` deals them out.
+    image of this process is image rank + k * size of the set, as `common.data.loading.eval_batches` deals them out.
     """
 
     def __init__(self, images: int, world: World):
@@ -67,6 +67,10 @@ class LesionScores:
             "per_image_jaccard": _mean(each),
             "thresholded_jaccard": _mean([jaccard if jaccard >= MIN_JACCARD else 0.0 for jaccard in each]),
         }
+
+    def pixels(self) -> int:
+        """How many pixels are counted: those of every image that are not ignored, once."""
+        return self.counts.sum().item()
 
     def class_scores(self) -> dict[str, float]:
         """IoU of what is not lesion and of what is."""

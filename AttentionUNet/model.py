@@ -6,18 +6,17 @@ Neural Network based on U-Net (R2U-Net)", arXiv 1802.06955. The sizes are those 
 which the Ascend ModelZoo's AttU_Net_for_PyTorch comes.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
-from common.backbone import plain_state_dict
 from common.errors import InputError
-from common.losses import at_least_float32, cross_entropy
-from common.upsampling import UpsampledConv2d
+from common.nets.upsampling import UpsampledConv2d
+from common.step.losses import at_least_float32, cross_entropy
+from common.step.norm import trains_on_one_image
 
 # name -> (attention gates on the skip connections, recurrent residual units)
 ARCHS = {
@@ -205,7 +204,7 @@ class AttentionUNet(nn.Module):
                 f"images have the shape {list(shape)}; Attention U-Net needs sides that are multiples of {STRIDE}: "
                 f"pad or resize them to {padded[0]} x {padded[1]}"
             )
-        if self.training and batch_size == 1 and height == width == STRIDE:
+        if trains_on_one_image(self, batch_size) and height == width == STRIDE:
             raise InputError(
                 f"images have the shape {list(shape)}; a batch norm cannot train on the single pixel that is left of "
                 f"one image of {STRIDE} pixels: take {2 * STRIDE} pixels or two images"
@@ -219,65 +218,19 @@ def build_model(
     return AttentionUNet(num_classes, arch, t, base_channels, image_size)
 
 
-# module of the reference's at level k (1 is the finest) -> ours
-REFERENCE_MODULES = {
-    "Conv": "encoder.{down}.",
-    "RRCNN": "encoder.{down}.",
-    "Up": "decoder.{up}.up.",
-    "Att": "decoder.{up}.gate.",
-    "Up_conv": "decoder.{up}.conv.",
-    "Up_RRCNN": "decoder.{up}.conv.",
-}
-REFERENCE_LAYERS = (  # within such a module
-    (r"^conv\.", ""),
-    (r"^up\.1\.", "0."),  # up.0 is the resizing, which has no weights
-    (r"^up\.2\.", "1."),
-    (r"^W_", "w_"),
-    (r"^Conv_1x1\.", "project."),
-    (r"^RCNN\.(\d)\.conv\.", r"recurrent.\1.unit."),
-)
-
-
-def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
-    """A checkpoint of LeeJunHyun/Image_Segmentation (or of the ModelZoo's version of it) under our names.
-
-    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
-    prefixes. Names that are ours already stay. A level k of the reference's is 1 where it is finest.
-
-        Conv{k}.conv.*, RRCNN{k}.*           -> encoder.{k-1}.*
-        Up{k}.up.{1,2}.*                     -> decoder.{5-k}.up.{0,1}.*
-        Att{k}.{W_g,W_x,psi}.*               -> decoder.{5-k}.gate.{w_g,w_x,psi}.*
-        Up_conv{k}.conv.*, Up_RRCNN{k}.*     -> decoder.{5-k}.conv.*
-        ... RCNN.{0,1}.conv.*, Conv_1x1.*    -> ... recurrent.{0,1}.unit.*, project.*
-        Conv_1x1.*                           -> classifier.*
-    """
-    return {_our_name(name): value for name, value in plain_state_dict(checkpoint).items()}
-
-
-def _our_name(name: str) -> str:
-    if name.startswith("Conv_1x1."):
-        return name.replace("Conv_1x1.", "classifier.")
-    match = re.match(r"(Conv|RRCNN|Up|Att|Up_conv|Up_RRCNN)([1-5])\.", name)
-    if not match:
-        return name
-    level, layer = int(match[2]), name[match.end() :]
-    for theirs, ours in REFERENCE_LAYERS:
-        layer = re.sub(theirs, ours, layer)
-    return REFERENCE_MODULES[match[1]].format(down=level - 1, up=LEVELS - level) + layer
-
-
-def training_loss(outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def training_loss(outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX) -> dict[str, Tensor]:
     """Binary cross entropy of the lesion's probability, the sigmoid of the logits; the mean over the pixels that count.
 
     outputs: (logits [B, 1, H, W],) of any floating type. target [B, H, W]: int64 with 1 on the lesion, 0 beside it and
     `ignore_index`; or floating, in [0, 1] or `ignore_index`, for masks with soft edges. 0 where no pixel counts.
-    For logits of several channels: cross entropy with class ids. Returns a scalar in float32 (float64 for float64).
+    For logits of several channels: cross entropy with class ids. Returns {"main": a scalar in float32 (float64 for
+    float64 logits)}.
     """
     logits = outputs[0]
     if logits.shape[1] > 1:
-        return cross_entropy(logits, target, ignore_index)
+        return {"main": cross_entropy(logits, target, ignore_index)}
     logits = at_least_float32(logits[:, 0])
     counts = target != ignore_index
     truth = torch.where(counts, target, 0).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return (losses * counts).sum() / counts.sum().clamp(min=1)
+    return {"main": (losses * counts).sum() / counts.sum().clamp(min=1)}

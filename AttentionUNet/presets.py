@@ -1,10 +1,12 @@
 """Every number of Attention U-Net's runs. Sources: the Ascend ModelZoo package AttU_Net_for_PyTorch (README, scripts,
 main.py) and, where named, LeeJunHyun/Image_Segmentation."""
 
-from common.args import RUN, RUN_ALIASES
+from common.flags import RUN, RUN_ALIASES
 
 NETWORK = "AttU_Net_for_PyTorch"
+REPORTED_SCORES = {"Train Accuracy": "accuracy", "Jaccard": "jaccard"}  # the former as in the original scripts
 LAYOUT = "isic"
+DECAY_EPOCHS = 70  # of the original: its learning rate falls over the last ones
 CHOICES = {"arch": ["AttU_Net", "U_Net", "R2U_Net", "R2AttU_Net"]}
 
 # The defaults of the original README: plain `python train.py`.
@@ -82,6 +84,7 @@ PRESETS = {
         "image_size": 64,
         "base_channels": 8,
         "epochs": 2,
+        "max_steps": 24,
         "device_batch_size": 2,
         "eval_batch_size": 2,
         "output_dir": "test/output/tiny",

@@ -5,8 +5,7 @@ image, a ResNet with global pooling (the context path) sees far, and a fusion mo
 of mmsegmentation, which the published weights and scores are of; where it differs from the paper, a class says so.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
-from common.backbone import ResNet, find_imagenet, plain_state_dict
 from common.errors import InputError
-from common.losses import at_least_float32, upsampled_cross_entropy
-from common.upsampling import UpsampledConv2d
+from common.nets.backbone import ResNet
+from common.nets.upsampling import UpsampledConv2d
+from common.step.losses import at_least_float32, upsampled_cross_entropy
+from common.step.norm import trains_on_one_image
 
 
 class Widths(NamedTuple):
@@ -35,29 +35,10 @@ WIDTHS = {
     "resnet50": _BOTTLENECK,
     "resnet101": _BOTTLENECK,
 }
-# torchvision's ImageNet weights: the file that is downloaded first, then older ones of the same network
-IMAGENET_FILES = {
-    "resnet18": ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"),
-    "resnet50": ("resnet50-0676ba61.pth", "resnet50-19c8e357.pth"),
-    "resnet101": ("resnet101-63fe2227.pth", "resnet101-5d3b4d8f.pth"),
-}
-IMAGENET_URL = "https://download.pytorch.org/models/"
 
-LOSS_WEIGHTS = (1.0, 1.0, 1.0)  # main head, auxiliary heads at 1/8 and 1/16 (paper, formula 2 with alpha = 1)
+# main head, auxiliary heads at 1/8 and 1/16 (paper, formula 2 with alpha = 1)
+LOSS_WEIGHTS = {"main": 1.0, "aux0": 1.0, "aux1": 1.0}
 DROPOUT = 0.1  # of whole channels, before each classifier
-REFERENCE_NAMES = (
-    ("backbone.context_path.", "context_path."),
-    ("backbone.spatial_path.layer", "spatial_path.conv"),
-    ("backbone.ffm.conv1.", "feature_fusion.conv."),
-    ("backbone.ffm.conv_atten.0.", "feature_fusion.attention."),
-    ("decode_head.", "head."),
-    ("auxiliary_head.", "auxiliary_heads."),
-    (".conv_layer.", ".conv."),
-    (".atten_conv_layer.1.", ".attention."),
-    (".gap_conv.1.", ".global_conv."),
-    (".convs.0.", ".conv."),
-    (".conv_seg.", ".classifier."),
-)
 
 
 class ConvBN(nn.Module):
@@ -236,7 +217,7 @@ class BiSeNetV1(nn.Module):
             raise InputError(f"images have the shape {list(shape)}; BiSeNetV1 needs RGB images [B, 3, H, W]")
         if min(shape) < 1:
             raise InputError(f"images have the shape {list(shape)}; BiSeNetV1 needs at least one pixel: give others")
-        if self.training and shape[0] == 1:
+        if trains_on_one_image(self, shape[0]):
             raise InputError(
                 f"images have the shape {list(shape)}; the batch norms behind the global pooling cannot train on one "
                 "image per device: raise --device_batch_size to 2 or more"
@@ -248,47 +229,21 @@ def build_model(num_classes: int = 19, backbone: str = "resnet50") -> BiSeNetV1:
     return BiSeNetV1(num_classes, backbone)
 
 
-def imagenet_file(backbone: str, source: str) -> Path | None:
-    """The ImageNet weights that `--pretrained SOURCE` means for this backbone (`common.backbone.find_imagenet`)."""
-    names = IMAGENET_FILES[backbone]
-    return find_imagenet(source, names, IMAGENET_URL + names[0])
-
-
-def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
-    """A checkpoint of mmsegmentation (or of the ModelZoo's version of it) under the names of this module.
-
-    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
-    prefixes. Names that are ours already stay.
-
-        backbone.context_path.*                  -> context_path.*
-        backbone.spatial_path.layer{1..4}.*      -> spatial_path.conv{1..4}.*
-        backbone.ffm.{conv1,conv_atten.0}.*      -> feature_fusion.{conv,attention}.*
-        decode_head.*, auxiliary_head.{0,1}.*    -> head.*, auxiliary_heads.{0,1}.*
-        ... .{conv_layer,convs.0}.*              -> ... .conv.*
-        ... .atten_conv_layer.1.*, .gap_conv.1.* -> ... .attention.*, .global_conv.*
-        ... .conv_seg.{weight,bias}              -> ... .classifier.{weight,bias}
-    """
-    renamed = {}
-    for name, value in plain_state_dict(checkpoint).items():
-        for theirs, ours in REFERENCE_NAMES:
-            name = name.replace(theirs, ours)
-        renamed[name] = value
-    return renamed
-
-
 def training_loss(
     outputs: tuple[Tensor, Tensor, Tensor],
     target: Tensor,
     avg_non_ignore: bool = False,
     ignore_index: int = IGNORE_INDEX,
-) -> Tensor:
-    """Sum of the cross entropies of the main and both auxiliary heads ("Loss function").
+) -> dict[str, Tensor]:
+    """The weighted cross entropies of the main and both auxiliary heads ("Loss function"); the loss is their sum.
 
     outputs: logits [B, C, h, w] of any floating type; each is resized to the target, bilinearly. target: [B, H, W]
-    int64, [0, C) or `ignore_index`. Returns a scalar in float32 (float64 for float64 logits).
+    int64, [0, C) or `ignore_index`. Each is a scalar in float32 (float64 for float64 logits).
 
     avg_non_ignore: the mean over the labelled pixels. Without it, as in the reference, over all pixels: ignored ones
     have no loss but count in the divisor.
     """
-    terms = [upsampled_cross_entropy(logits, target, ignore_index, not avg_non_ignore) for logits in outputs]
-    return sum(weight * term for weight, term in zip(LOSS_WEIGHTS, terms, strict=True))
+    return {
+        name: weight * upsampled_cross_entropy(logits, target, ignore_index, not avg_non_ignore)
+        for (name, weight), logits in zip(LOSS_WEIGHTS.items(), outputs, strict=True)
+    }

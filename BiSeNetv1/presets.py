@@ -3,9 +3,10 @@
 Sources: the Ascend ModelZoo package BiSeNetV1 (README, configuration, scripts), its built-in variant
 BiseNetV1_for_PyTorch and, where named, mmsegmentation."""
 
-from common.args import RUN, RUN_ALIASES
+from common.flags import RUN, RUN_ALIASES
 
 NETWORK = "Bisenetv1"  # as the original's report has it
+REPORTED_SCORES = {"Train Accuracy": "miou", "mIoU": "miou"}  # the ModelZoo's common name, and this package's own
 LAYOUT = "cityscapes"
 CHOICES = {"backbone": ["resnet50", "resnet18", "resnet101"]}
 
@@ -79,12 +80,12 @@ PRESETS = {
         "base_size": 64,
         "crop_size": (64, 64),
         "backbone": "resnet18",
-        "total_steps": 8,
+        "total_steps": 24,
         "device_batch_size": 2,
         "eval_batch_size": 2,
-        "warmup_steps": 2,
-        "eval_every_steps": 4,
-        "log_every_steps": 2,
+        "warmup_steps": 6,
+        "eval_every_steps": 12,
+        "log_every_steps": 4,
     },
 }
 

@@ -6,38 +6,23 @@ whole image. The variant here is mmsegmentation's: a deep stem, a 3x3 convolutio
 has a 1x1, and an auxiliary FCN head in training.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
-from common.backbone import ResNet, find_imagenet, plain_state_dict, without_open_mmlab_stem
 from common.errors import InputError
-from common.losses import at_least_float32, upsampled_cross_entropy
-
-# ImageNet weights with the stem 32, 32, 64 ("v1c"), published by OpenMMLab under IMAGENET_URL
-IMAGENET_FILES = {
-    "resnet18": "resnet18_v1c-b5776b93.pth",
-    "resnet50": "resnet50_v1c-2cccc1ad.pth",
-    "resnet101": "resnet101_v1c-e67eebb6.pth",
-}
-IMAGENET_URL = "https://download.openmmlab.com/pretrain/third_party/"
+from common.nets.backbone import ResNet
+from common.step.losses import at_least_float32, upsampled_cross_entropy
+from common.step.norm import trains_on_one_image
+from DeeplabV3.weights import IMAGENET_FILES
 
 FEATURES = {"resnet18": 512, "resnet50": 2048, "resnet101": 2048}  # channels of layer4; layer3 has half as many
 DILATIONS = (12, 24, 36)  # of the 3x3 branches at stride 8: twice those at stride 16 (section 3.3)
 DROPOUT = 0.1
-LOSS_WEIGHTS = (1.0, 0.4)  # of the main and of the auxiliary logits
-REFERENCE_PREFIXES = (
-    ("decode_head.image_pool.1.", "aspp.image_pooling."),
-    ("decode_head.aspp_modules.", "aspp.branches."),
-    ("decode_head.bottleneck.", "aspp.fuse."),
-    ("decode_head.conv_seg.", "classifier."),
-    ("auxiliary_head.convs.0.", "auxiliary_head.conv_bn."),
-    ("auxiliary_head.conv_seg.", "auxiliary_head.classifier."),
-)
+LOSS_WEIGHTS = {"main": 1.0, "aux0": 0.4}  # of the main and of the auxiliary logits
 
 
 class ConvBNReLU(nn.Module):
@@ -130,7 +115,7 @@ class DeepLabV3(nn.Module):
         """Raise InputError, which is a ValueError, for images of a shape that the network does not take."""
         if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
             raise InputError(f"images have the shape {list(shape)}; DeepLabV3 needs RGB images [B, 3, H, W]")
-        if self.training and shape[0] == 1:
+        if trains_on_one_image(self, shape[0]):
             raise InputError(
                 f"images have the shape {list(shape)}; the batch norm of the image pooling sees one value per image "
                 "and cannot train on a single one: take two images or more, --device_batch_size 2"
@@ -142,56 +127,21 @@ def build_model(num_classes: int = 19, backbone: str = "resnet50") -> DeepLabV3:
     return DeepLabV3(num_classes, backbone)
 
 
-def imagenet_file(backbone: str, source: str) -> Path | None:
-    """The ImageNet weights that `--pretrained SOURCE` means for this backbone (`common.backbone.find_imagenet`)."""
-    name = IMAGENET_FILES[backbone]
-    return find_imagenet(source, [name, f"{backbone}_v1c.pth"], IMAGENET_URL + name)
-
-
-def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
-    """A checkpoint of mmsegmentation (or of the ModelZoo's version of it) under the names of this module.
-
-    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
-    prefixes. Names that are ours already stay.
-
-        backbone.stem.{0,1,3,4,6}.*     -> backbone.conv1.{0,1,3,4,6}.*
-        backbone.stem.7.*               -> backbone.bn1.*
-        decode_head.image_pool.1.*      -> aspp.image_pooling.*
-        decode_head.aspp_modules.{i}.*  -> aspp.branches.{i}.*
-        decode_head.bottleneck.*        -> aspp.fuse.*
-        decode_head.conv_seg.*          -> classifier.*
-        auxiliary_head.convs.0.*        -> auxiliary_head.conv_bn.*
-        auxiliary_head.conv_seg.*       -> auxiliary_head.classifier.*
-    """
-    renamed = {}
-    for name, value in plain_state_dict(checkpoint).items():
-        for theirs, ours in REFERENCE_PREFIXES:
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-        renamed[without_open_mmlab_stem(name)] = value
-    return renamed
-
-
 def training_loss(
     outputs: tuple[Tensor, Tensor],
     target: Tensor,
     avg_non_ignore: bool = False,
     ignore_index: int = IGNORE_INDEX,
-) -> Tensor:
-    """Cross entropy of the main logits, plus 0.4 times that of the auxiliary ones.
+) -> dict[str, Tensor]:
+    """Cross entropy of the main logits, and 0.4 times that of the auxiliary ones; the loss is their sum.
 
     outputs: logits [B, C, h, w] of any floating type; they are resized bilinearly to target [B, H, W] int64, which is
-    in [0, C) or `ignore_index`. Returns a scalar in float32 (float64 for float64 logits).
+    in [0, C) or `ignore_index`. Each is a scalar in float32 (float64 for float64 logits).
 
     avg_non_ignore: each term is the mean over the labelled pixels; else the sum over them divided by the number of all
     pixels, as in the runs of the reference: the more is ignored, the smaller are the steps.
     """
-    terms = loss_terms(outputs, target, avg_non_ignore, ignore_index)
-    return sum(weight * term for weight, term in zip(LOSS_WEIGHTS, terms, strict=True))
-
-
-def loss_terms(outputs: tuple[Tensor, Tensor], target: Tensor, avg_non_ignore: bool, ignore_index: int) -> list[Tensor]:
-    """The cross entropy of each of the outputs, before weighting; see `training_loss`."""
-    return [
-        upsampled_cross_entropy(logits, target, ignore_index, over_all_pixels=not avg_non_ignore) for logits in outputs
-    ]
+    return {
+        name: weight * upsampled_cross_entropy(logits, target, ignore_index, over_all_pixels=not avg_non_ignore)
+        for (name, weight), logits in zip(LOSS_WEIGHTS.items(), outputs, strict=True)
+    }

@@ -1,9 +1,10 @@
 """Every number of DeepLabV3's runs. Sources: the Ascend ModelZoo package DeeplabV3_for_PyTorch (its configurations
 deeplabv3_r50-d8_512x1024_40k_cityscapes*.py and its scripts) and, where named, mmsegmentation."""
 
-from common.args import RUN, RUN_ALIASES
+from common.flags import RUN, RUN_ALIASES
 
 NETWORK = "DeeplabV3_for_PyTorch"
+REPORTED_SCORES = {"Train Accuracy": "pixel_accuracy", "mIoU": "miou"}  # the original's accuracy is that of pixels
 LAYOUT = "cityscapes"
 CHOICES = {
     # those with a number name the backbone too, as the file names of the original's configurations do
@@ -94,12 +95,12 @@ PRESETS = {
         "base_size": 64,
         "crop_size": (64, 64),
         "backbone": "resnet18",
-        "total_steps": 8,
+        "total_steps": 24,
         "device_batch_size": 2,
         "eval_batch_size": 2,
         "lr": 0.1,
-        "eval_every_steps": 4,
-        "log_every_steps": 2,
+        "eval_every_steps": 12,
+        "log_every_steps": 4,
     },
 }
 

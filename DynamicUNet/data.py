@@ -1,6 +1,6 @@
 """PASCAL VOC 2012 as DynamicUNet trains and evaluates on it."""
 
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -8,43 +8,35 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.cache import cached
-from common.crops import BlurredCrops, Reader, WholePictures
-from common.sample import data_root
-from common.transforms import check_scales
+from common.data.cache import cached
+from common.data.crops import BlurredCrops, WholePictures
+from common.data.pictures import DatasetInfo, Datasets, Source
+from common.data.transforms import Cropping
+from common.samples.layout import data_root
 from DynamicUNet.presets import LAYOUT
-from DynamicUNet.voc import Pair, find_pairs, read_pair
+from DynamicUNet.voc import CLASS_NAMES, PALETTE, check_pairs, find_pairs, read_pair
+
+INFO = DatasetInfo(CLASS_NAMES, PALETTE, check_pairs)
 
 
-def build_datasets(
-    data_path: str | Path,
-    base_size: int,
-    crop_size: tuple[int, int],
-    seed: int,
-    scales: tuple[float, float] = (0.5, 2.0),
-    dataset: str = "pascal_voc",
-    eval_protocol: str = "whole",
-    cache: str = "",
-    train: bool = True,
-    val: bool = True,
-) -> tuple[BlurredCrops | None, WholePictures | None]:
-    """The splits train and val of a VOCdevkit folder, None for one that is not asked for.
+def build_datasets(args: Namespace) -> Datasets:
+    """The splits train and val that the run uses, of a VOCdevkit folder or of the embedded sample, drawn if need be.
 
-    'sample' is the embedded sample, drawn where it is not there yet. dataset: see `voc.find_pairs`. eval_protocol:
-    "whole" pictures at their own size, or "center_crop". cache: a folder for decoded pictures, or none.
+    --dataset: see `voc.find_pairs`. --eval_protocol: "whole" pictures at their own size, or "center_crop".
     Raises InputError for a folder that does not fit.
     """
-    check_scales(scales, base_size)
-    root = data_root(data_path, LAYOUT)
-    read = cached(cache, read_pair, LAYOUT)
+    cropping = Cropping.of(args)
+    root = data_root(args.data_path, LAYOUT)
+    read = cached(args.cache, read_pair, LAYOUT)
     train_set = val_set = None
-    if train:
-        train_set = BlurredCrops(find_pairs(root, "train", dataset), read, base_size, crop_size, seed, scales)
-    if val:
-        pairs = find_pairs(root, "val")
-        centered = eval_protocol == "center_crop"
-        val_set = CenterCrops(pairs, read, crop_size) if centered else WholePictures(pairs, read)
-    return train_set, val_set
+    if not args.evaluate:
+        source = Source(find_pairs(root, "train", args.dataset), read, INFO)
+        train_set = BlurredCrops(source, cropping, args.seed)
+    if args.evaluate or args.validate:
+        source = Source(find_pairs(root, "val"), read, INFO)
+        centered = args.eval_protocol == "center_crop"
+        val_set = CenterCrops(source, args.crop_size) if centered else WholePictures(source)
+    return Datasets(train_set, val_set)
 
 
 def validation_images(data_path: str | Path) -> list[Path]:
@@ -55,8 +47,8 @@ def validation_images(data_path: str | Path) -> list[Path]:
 class CenterCrops(WholePictures):
     """Pictures scaled and cut as the original validates: see `center_crop`."""
 
-    def __init__(self, pairs: Sequence[Pair], read: Reader, crop_size: tuple[int, int]):
-        super().__init__(pairs, read)
+    def __init__(self, source: Source, crop_size: tuple[int, int]):
+        super().__init__(source)
         self.crop_size = crop_size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:

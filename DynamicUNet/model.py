@@ -6,54 +6,21 @@ step by step with sub-pixel convolutions (Aitken et al., "Checkerboard artifact 
 1707.02937) and joins them.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
-from common.backbone import ResNet, find_imagenet, plain_state_dict
 from common.errors import InputError
-from common.losses import at_least_float32, cross_entropy
-
-# ImageNet weights of torchvision under IMAGENET_URL. The first file of each pair is that of the original's time; both
-# hold the same numbers.
-IMAGENET_FILES = {
-    "resnet18": ("resnet18-5c106cde.pth", "resnet18-f37072fd.pth"),
-    "resnet34": ("resnet34-333f7ec4.pth", "resnet34-b627a593.pth"),
-    "resnet50": ("resnet50-19c8e357.pth", "resnet50-0676ba61.pth"),
-    "resnet101": ("resnet101-5d3b4d8f.pth", "resnet101-63fe2227.pth"),
-    "resnet152": ("resnet152-b121ed2d.pth", "resnet152-394f9c45.pth"),
-}
-IMAGENET_URL = "https://download.pytorch.org/models/"
+from common.nets.backbone import ResNet
+from common.step.losses import at_least_float32, cross_entropy
+from common.step.norm import trains_on_one_image
+from DynamicUNet.weights import IMAGENET_FILES
 
 COARSEST_STRIDE = 32  # of the encoder's last features, against the image
 BN_BIAS = 1e-3  # initial bias of the decoder's batch norms
-# Names of the reference, which numbers the layers of one sequence, and ours; the longer ones come first.
-REFERENCE_NAMES = (
-    ("layers.0.0.", "encoder.conv1."),
-    ("layers.0.1.", "encoder.bn1."),
-    *((f"layers.0.{stage + 3}.", f"encoder.layer{stage}.") for stage in (1, 2, 3, 4)),
-    ("layers.1.", "encoder_bn."),
-    *((f"layers.3.{index}.0.", f"middle.{index}.") for index in (0, 1)),
-    *(
-        (f"layers.{index + 4}.{theirs}", f"blocks.{index}.{ours}")
-        for index in (0, 1, 2, 3)
-        for theirs, ours in (
-            ("shuf.0.0.", "upsample.conv."),
-            ("bn.", "skip_bn."),
-            ("conv1.0.", "conv1."),
-            ("conv2.0.", "conv2."),
-        )
-    ),
-    ("layers.8.0.0.", "upsample.conv."),
-    ("layers.11.convpath.0.0.", "cross_block.conv1."),
-    ("layers.11.convpath.1.0.", "cross_block.conv2."),
-    ("layers.12.0.", "classifier."),
-)
-WEIGHT_NORM = (".weight_g", ".weight_v", ".parametrizations.weight.original0", ".parametrizations.weight.original1")
 
 
 class Convolution(nn.Conv2d):
@@ -190,7 +157,7 @@ class DynamicUNet(nn.Module):
         batch_size, _, height, width = shape
         if min(shape) < 1:
             raise InputError(f"images have the shape {list(shape)}; DynamicUNet needs sides of 1 pixel or more")
-        if self.training and batch_size == 1 and max(height, width) <= COARSEST_STRIDE:
+        if trains_on_one_image(self, batch_size) and max(height, width) <= COARSEST_STRIDE:
             raise InputError(
                 f"images have the shape {list(shape)}; a batch norm cannot train on the single pixel that is left of "
                 f"one image of {COARSEST_STRIDE} pixels or less: take a larger crop or two images"
@@ -202,48 +169,11 @@ def build_model(num_classes: int = 21, backbone: str = "resnet50") -> DynamicUNe
     return DynamicUNet(num_classes, backbone)
 
 
-def imagenet_file(backbone: str, source: str) -> Path | None:
-    """The ImageNet weights that `--pretrained SOURCE` means for this backbone (`common.backbone.find_imagenet`)."""
-    names = IMAGENET_FILES[backbone]
-    return find_imagenet(source, names, IMAGENET_URL + names[0])
-
-
-def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
-    """A checkpoint of the reference, or of fastai's DynamicUnet, under the names of this module.
-
-    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
-    prefixes. Names that are ours already stay. InputError for one whose convolutions are weight-normalised, as those
-    that fastai builds by default: it holds two factors of each weight, and is of another network.
-
-        layers.0.{0,1}, layers.0.{4..7}   -> encoder.{conv1,bn1}, encoder.layer{1..4}
-        layers.1                          -> encoder_bn
-        layers.3.{0,1}.0                  -> middle.{0,1}
-        layers.{4..7}                     -> blocks.{0..3}: shuf.0.0, bn, conv1.0, conv2.0
-                                             -> upsample.conv, skip_bn, conv1, conv2
-        layers.8.0.0                      -> upsample.conv
-        layers.11.convpath.{0,1}.0        -> cross_block.conv{1,2}
-        layers.12.0                       -> classifier
-    """
-    renamed = {}
-    for name, value in plain_state_dict(checkpoint).items():
-        if name.endswith(WEIGHT_NORM):
-            raise InputError(
-                f"the checkpoint holds {name}: its network has weight normalisation, DynamicUNet has none; "
-                "give one of a network that was built with norm_type=None"
-            )
-        for theirs, ours in REFERENCE_NAMES:
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-                break
-        renamed[name] = value
-    return renamed
-
-
-def training_loss(outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def training_loss(outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX) -> dict[str, Tensor]:
     """Cross entropy, the mean over the pixels that are not ignored, and 0 where there are none.
 
     outputs: a tuple of the logits [B, C, H, W] of any floating type. target: [B, H, W] int64, [0, C) or `ignore_index`.
-    Returns a scalar in float32 (float64 for float64 logits).
+    Returns {"main": a scalar in float32 (float64 for float64 logits)}.
     """
     (logits,) = outputs
-    return cross_entropy(logits, target, ignore_index)
+    return {"main": cross_entropy(logits, target, ignore_index)}

@@ -1,9 +1,10 @@
 """Every number of DynamicUNet's runs. Sources: the Ascend ModelZoo package DynamicUNet_ID4080_for_Pytorch (README,
 scripts, runner) on the training code of awesome-semantic-segmentation-pytorch."""
 
-from common.args import RUN, RUN_ALIASES
+from common.flags import RUN, RUN_ALIASES
 
 NETWORK = "DynamicUNet_ID4080_for_Pytorch"
+REPORTED_SCORES = {"Train Accuracy": "miou"}  # what the closing lines call a score
 LAYOUT = "voc"
 CHOICES = {
     "arch": ["dynamicunet"],
@@ -91,6 +92,7 @@ PRESETS = {
         "base_size": 64,
         "crop_size": (64, 64),
         "epochs": 2,
+        "max_steps": 24,
         "device_batch_size": 2,
         "eval_batch_size": 2,
         "lr": 4e-4,  # so that eight steps change something

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from common import IGNORE_INDEX
-from common.decode import check_sizes, read_image, read_label
+from common.data.decode import check_sizes, read_image, read_label
 from common.errors import UNREADABLE, InputError
 
 CLASS_NAMES = (

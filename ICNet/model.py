@@ -5,41 +5,29 @@ Zhao, Qi, Shen, Shi and Jia, ECCV 2018, arXiv 1704.08545. Only a quarter-size co
 cascade feature fusion units merge the three, coarse to fine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
-from common.backbone import ResNet, find_imagenet, plain_state_dict
 from common.errors import InputError
-from common.losses import at_least_float32, cross_entropy
+from common.nets.backbone import ResNet
+from common.nets.resize import resize as resize_bilinear
+from common.step.losses import at_least_float32, cross_entropy
+from common.step.norm import trains_on_one_image
+from ICNet.weights import IMAGENET_FILES
 
-# ImageNet weights with the stem 64, 64, 128, published by PyTorch-Encoding as zip files under IMAGENET_URL
-IMAGENET_FILES = {
-    "resnet50": "resnet50-25c4b509.pth",
-    "resnet101": "resnet101-2a57e44d.pth",
-    "resnet152": "resnet152-0d43d698.pth",
-}
-IMAGENET_URL = "https://hangzh.s3.amazonaws.com/encoding/models/"
-
-LOSS_WEIGHTS = (1.0, 0.4, 0.4)  # of the logits at 1/4, 1/8 and 1/16 of the image
-REFERENCE_PREFIXES = (
-    ("pretrained.", "backbone."),
-    ("conv_sub1.", "full_branch."),
-    ("head.conv_cls.", "classifier."),
-    ("head.", ""),
-)
+LOSS_WEIGHTS = {"main": 1.0, "aux0": 0.4, "aux1": 0.4}  # of the logits at 1/4, 1/8 and 1/16 of the image
 MIN_SIDE = 4  # below, the quarter-size image has no pixel
 COARSEST_STRIDE = 32  # of the features of the quarter-size branch, against the image
 
 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear with aligned corners, [B, C, h, w] -> [B, C, *size]: how this network resizes everything."""
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=True)
+    return resize_bilinear(features, size, align_corners=True)
 
 
 class ConvBNReLU(nn.Module):
@@ -138,6 +126,17 @@ class ICNet(nn.Module):
             return logits
         return resize(at_least_float32(logits[0]), images.shape[-2:])
 
+    def compute_like_the_reference(self) -> None:
+        """Compute also what the published code computes and does not need: for the benchmark, which compares with it.
+
+        It runs the half-size image through all four stages and uses the second one's output, and classifies features
+        after their enlargement.
+        """
+        stages_of, classify = self.backbone.forward, self.classifier.forward
+        self.backbone.forward = lambda images, stages=4: stages_of(images)[:stages]
+        self.classifier.forward = lambda features: features
+        self.register_forward_hook(lambda net, _, outputs: (classify(outputs[0]), *outputs[1:]))
+
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise InputError, which is a ValueError, for images of a shape that the network does not take."""
         if len(shape) != 4 or shape[1] != 3:
@@ -149,7 +148,7 @@ class ICNet(nn.Module):
                 f"pad or enlarge them to {max(height, MIN_SIDE)} x {max(width, MIN_SIDE)}"
             )
         # Sides of the quarter-size branch are rounded down once (to whole pixels), then up by its strided layers.
-        if self.training and batch_size == 1 and max(height, width) < COARSEST_STRIDE + MIN_SIDE:
+        if trains_on_one_image(self, batch_size) and max(height, width) < COARSEST_STRIDE + MIN_SIDE:
             raise InputError(
                 f"images have the shape {list(shape)}; a batch norm cannot train on the single pixel that is "
                 f"left of one image below {COARSEST_STRIDE + MIN_SIDE} pixels: take a larger crop or two images"
@@ -161,47 +160,17 @@ def build_model(num_classes: int = 19, backbone: str = "resnet50") -> ICNet:
     return ICNet(num_classes, backbone)
 
 
-def imagenet_file(backbone: str, source: str) -> Path | None:
-    """The ImageNet weights that `--pretrained SOURCE` means for this backbone (`common.backbone.find_imagenet`)."""
-    name = IMAGENET_FILES[backbone]
-    return find_imagenet(source, [name], IMAGENET_URL + name.replace(".pth", ".zip"))
-
-
-def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
-    """A checkpoint of ICNet-pytorch (or of the ModelZoo's version of it) under the names of this module.
-
-    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
-    prefixes. Names that are ours already stay; the ImageNet classifier `pretrained.fc`, which some checkpoints carry
-    along unused, is dropped.
-
-        pretrained.*                -> backbone.*
-        conv_sub1.*                 -> full_branch.*
-        head.cff_{12,24}.*          -> cff_{12,24}.*
-        ... .conv_low_cls.weight    -> ... .label_guidance.weight
-        head.conv_cls.weight        -> classifier.weight
-    """
-    renamed = {}
-    for name, value in plain_state_dict(checkpoint).items():
-        if name.startswith("pretrained.fc."):
-            continue
-        for theirs, ours in REFERENCE_PREFIXES:
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-        renamed[name.replace(".conv_low_cls.", ".label_guidance.")] = value
-    return renamed
-
-
 def training_loss(
     outputs: tuple[Tensor, Tensor, Tensor],
     target: Tensor,
     label_resize: str = "aligned",
     ignore_index: int = IGNORE_INDEX,
-) -> Tensor:
-    """Cross entropy of the 1/4 logits, plus 0.4 times those of the 1/8 and the 1/16 logits ("Cascade Label Guidance").
+) -> dict[str, Tensor]:
+    """Cross entropy of the 1/4 logits, and 0.4 times those of the 1/8 and the 1/16 logits ("Cascade Label Guidance").
 
     outputs: logits [B, C, h, w] of any floating type. target: [B, H, W] int64, [0, C) or `ignore_index`; it is resized
     to each of the logits. Each term is the mean over the pixels that are not ignored, and 0 where there are none.
-    Returns a scalar in float32 (float64 for float64 logits).
+    The loss is their sum; each is a scalar in float32 (float64 for float64 logits).
 
     label_resize: "aligned" takes for each logit the label of the pixel that lies nearest to it, corners on corners, as
     this network enlarges its logits. The others are here to compare with other code, not to train with: "nearest" is
@@ -210,7 +179,7 @@ def training_loss(
     truncated, with -1 for ignored pixels, which invents classes along borders.
     """
     terms = loss_terms(outputs, target, label_resize, ignore_index)
-    return sum(weight * term for weight, term in zip(LOSS_WEIGHTS, terms, strict=True))
+    return {name: weight * term for (name, weight), term in zip(LOSS_WEIGHTS.items(), terms, strict=True)}
 
 
 def loss_terms(

@@ -1,9 +1,10 @@
 """Every number of ICNet's runs. Sources: the Ascend ModelZoo package ICNet_ID1781_for_PyTorch (README, icnet_1p.yaml,
 icnet_8p.yaml, scripts) and, where named, liminn/ICNet-pytorch."""
 
-from common.args import RUN, RUN_ALIASES
+from common.flags import RUN, RUN_ALIASES
 
 NETWORK = "ICNet_ID1781_for_PyTorch"
+REPORTED_SCORES = {"Train Accuracy": "miou"}  # what the closing lines call a score
 LAYOUT = "cityscapes"
 CHOICES = {"arch": ["icnet"], "backbone": ["resnet50", "resnet101", "resnet152"]}
 
@@ -88,6 +89,7 @@ PRESETS = {
         "base_size": 64,
         "crop_size": (64, 64),
         "epochs": 2,
+        "max_steps": 24,
         "device_batch_size": 2,
         "eval_batch_size": 2,
     },

@@ -1,6 +1,6 @@
 """Write the table of flags into both READMEs of model folders: python ci/flag_tables.py [MODEL ...]
 
-Without a name it does so in all of them. The rows come from the folder's presets and from `common.args.FLAGS`;
+Without a name it does so in all of them. The rows come from the folder's presets and from `common.flags.FLAGS`;
 ci/tests/test_docs.py compares them again. Run it after a flag, a default or a spelling has changed.
 """
 
@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.args import FLAGS, format_setting, format_value  # noqa: E402  the line above makes it importable
+from common.args import format_setting, format_value  # noqa: E402  the line above makes it importable
+from common.flags import FLAGS  # noqa: E402
 
 # What FLAGS says of each flag, in Chinese.
 CHINESE = {

@@ -14,14 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.args import format_value  # noqa: E402  the line above makes it importable
-from common.sample import draw  # noqa: E402
+from common.samples.layout import draw  # noqa: E402
 
 
 def tiny_flags(presets) -> list[str]:
     """The values of the preset `tiny` where they differ from those of a recipe, as flags for its scripts."""
     # one validation image at a time: a batch of another size is rounded differently, which moves a pixel now and then
     ours = {"device": "cpu", "eval_batch_size": 1, "log_every_steps": 2, "workers": 1}
-    full, left_out = presets.PRESETS["full_1p"], ("data_path", "output_dir", "epochs", "total_steps")
+    full = presets.PRESETS["full_1p"]
+    left_out = ("data_path", "output_dir", "epochs", "total_steps", "max_steps")  # each script is given its own
     values = {name: value for name, value in presets.PRESETS["tiny"].items() if value != full[name]} | ours
     return [f"--{name}={format_value(value)}" for name, value in values.items() if name not in left_out]
 
@@ -46,6 +47,12 @@ def run(*command, cwd: Path, code: int = 0) -> str:
 def must(condition: bool, what: str) -> None:
     if not condition:
         sys.exit(f"smoke: {what} does not hold")
+
+
+def pixels(evaluation: Path) -> int:
+    """How many labelled pixels the scores of an evaluation are made of."""
+    (row,) = map(json.loads, (evaluation / "metrics.jsonl").read_text().splitlines())
+    return row["pixels"]
 
 
 def main(model: str) -> None:
@@ -76,6 +83,8 @@ def main(model: str) -> None:
     run("bash", "test/train_eval_8p.sh", "--devices=2", *evaluation, cwd=folder)
     twice = json.loads((scored / "result.json").read_text())
     must(once["best"] == twice["best"] is not None, "one and two processes find the same score")
+    older = next((work / "backup").glob("eval-*"))
+    must(pixels(scored) == pixels(older) > 0, "two processes share out the pixels of one")
 
     images = importlib.import_module(f"{model}.data").validation_images(data)
     run(

@@ -1,4 +1,4 @@
-"""The machinery that every model folder shares: flat modules of one concern each."""
+"""The machinery that every model folder shares: packages of modules of one concern each."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  in words, before an import fails 
     sys.exit(2)
 
 # torch loads an installed Ascend plugin as soon as it is imported (since 2.5), and fails when CANN is not on
-# the library path. The plugin is imported where an NPU is asked for or looked for: common/device.py.
+# the library path. The plugin is imported where an NPU is asked for or looked for: common/device/npu.py.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 IGNORE_INDEX = 255  # the label of pixels that count neither in a loss nor in a score, in every folder

@@ -9,7 +9,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 class InputError(ValueError):
     """Something the user gave cannot work. The message says what was given, what is needed and what to do, in one line.
 
-    `common.device.launch` prints it without a traceback and exits with 2.
+    `common.device.exits.exit_codes` prints it without a traceback and exits with 2.
     """
 
 

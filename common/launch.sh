@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Start a folder's train.py with the preset that the calling script is named after:
-# ICNet/test/train_full_8p.sh runs ICNet/train.py --preset full_8p. All flags go to train.py as they are.
+# <folder>/test/train_full_8p.sh runs <folder>/train.py --preset full_8p. All flags go to train.py as they are.
 set -euo pipefail
 
 script=$1

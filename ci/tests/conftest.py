@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.device import npu
+
 # The tensors of the tests are tiny: one thread is fastest, and two test processes do not wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CITIES = ("aachen", "zurich")
+
+
+@pytest.fixture(autouse=True)
+def ask_about_npus_anew() -> None:
+    """A process asks once whether an NPU can be used; each test has plugins of its own."""
+    npu.problem.cache_clear()
 
 
 @pytest.fixture

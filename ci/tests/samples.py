@@ -3,8 +3,8 @@
 from torch import Tensor, device
 from torch.utils.data import Dataset, default_collate
 
-from common.data import to_device
-from common.device import World
+from common.data.loading import to_device
+from common.device.world import World
 
 
 class Finished(Dataset):

@@ -1,12 +1,15 @@
 """The rules of the repository's structure, read from the source texts."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from ci.tests.folders import FOLDERS, ROOT
+from common.tools.__main__ import commands
 
 PYTHON_FILES = sorted(
     path
@@ -56,6 +59,24 @@ def test_imports_follow_the_rule(path):
     assert not roots & local_names, "`from ICNet.model import ...`, never `from model import ...`"
 
 
+def code_of(path) -> str:
+    """A file without its docstrings and comments."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def test_common_names_no_folder():
+    """A command of common/tools is told one by --model. In code, small and capital letters are the same."""
+    folders = rf"(?<![A-Za-z0-9])({'|'.join(FOLDERS)})(?![A-Za-z0-9])"
+    texts = [path for path in (ROOT / "common").rglob("*") if path.suffix in (".py", ".sh", ".txt")]
+    assert not [path for path in texts if re.search(folders, path.read_text(encoding="utf-8"))] and len(texts) > 50
+    codes = [path for path in texts if path.suffix == ".py"]
+    assert not [path for path in codes if re.search(folders, code_of(path), re.IGNORECASE)]
+
+
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_optional_packages_are_imported_where_they_are_needed(path):
     top_level = ast.parse(path.read_text(encoding="utf-8")).body
@@ -69,6 +90,7 @@ def test_only_entry_scripts_touch_the_import_path():
     entries |= {ROOT / "ci" / name for name in ("smoke.py", "quickstart.py", "flag_tables.py")}
     entries |= {ROOT / "AttentionUNet" / "dataset.py"}
     entries |= {ROOT / "DeeplabV3" / "tools" / "convert_datasets" / "cityscapes.py"}
+    entries |= {ROOT / "common" / "tools" / f"{name}.py" for name in commands()}
     touching = {path for path in PYTHON_FILES if "sys.path" in path.read_text(encoding="utf-8")}
     assert touching - set((ROOT / "ci" / "tests").rglob("*.py")) <= entries
 
@@ -112,13 +134,45 @@ def test_presets_are_one_flat_dictionary_each_with_the_same_names(folder):
 
 
 def test_no_cuda_only_calls():
-    """Code of one kind of device is in common/npu.py, common/cuda.py, and common/device.py, which knows them all."""
+    """Code of one kind of device is in common/device/: npu.py, cuda.py, and world.py, which knows them all."""
+    device = ROOT / "common" / "device"
     for path in PYTHON_FILES:
         owner = path.relative_to(ROOT).parts[0]
-        if owner == "ci" or path == ROOT / "common" / "device.py":
+        if owner == "ci" or path == device / "world.py":
             continue
-        words = [".cuda()"] if path == ROOT / "common" / "cuda.py" else [".cuda()", "torch.cuda."]
-        if path != ROOT / "common" / "npu.py":
+        words = [".cuda()"] if path == device / "cuda.py" else [".cuda()", "torch.cuda."]
+        if path != device / "npu.py":
             words += [".npu()", "torch.npu."]
         text = path.read_text(encoding="utf-8")
         assert not any(word in text for word in words), path
+
+
+def filled_lines(path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_training_script_is_read_in_one_sitting(folder):
+    path = ROOT / folder / "train.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 130
+    functions = {node.name: node for node in ast.parse(path.read_text(encoding="utf-8")).body if hasattr(node, "name")}
+    assert functions["main"].end_lineno - functions["main"].lineno + 1 <= 40
+    assert "for step, images, target in run.steps(data.train):" in filled_lines(path), "the loop is visible"
+
+
+def test_training_scripts_share_little_but_the_loop():
+    lines = Counter(line for folder in FOLDERS for line in set(filled_lines(ROOT / folder / "train.py")))
+    assert sum(1 for line, folders in lines.items() if folders >= 3) <= 40
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_small(path):
+    """But for those that draw pictures, and tests."""
+    parts = path.relative_to(ROOT).parts
+    if "samples" in parts or parts[0] == "ci":
+        return
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            assert len([name for name in names if name not in ("self", "cls")]) <= 7, node.name

@@ -19,14 +19,15 @@ from AttentionUNet.model import (
     RecurrentConv,
     RecurrentResidualUnit,
     build_model,
-    from_reference,
     training_loss,
 )
-from AttentionUNet.train import images_of_one_device, learning_rate_schedule
+from AttentionUNet.train import learning_rate_schedule
+from AttentionUNet.weights import from_reference
 from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
-from common.device import World
+from common.data.order import images_of_one_device
+from common.device.world import World
 
 CASES = {
     "attu_net": {"arch": "AttU_Net"},
@@ -35,6 +36,13 @@ CASES = {
     "r2attu_net": {"arch": "R2AttU_Net", "t": 3},
 }
 DTYPES = (torch.float64, torch.float32)
+
+
+def loss_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The training loss of these logits, whose one term it is."""
+    terms = training_loss((logits,), target)
+    assert list(terms) == ["main"]
+    return terms["main"]
 
 
 def empty_model(**options) -> AttentionUNet:
@@ -81,7 +89,7 @@ def test_a_training_step(recorded, dtype):
     outputs = recorded.outputs("train", dtype)
     statistics = {recorded.names[name]: value.clone() for name, value in model.state_dict().items()}
     target = case.labels()[:, 0]  # [B, H, W] float32, 0 and 1
-    loss = training_loss((outputs["logits"],), target.long())
+    loss = loss_of(outputs["logits"], target.long())
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     model.load_state_dict(before)
 
@@ -170,7 +178,7 @@ def test_fingerprint(arch, t):
     assert logits.shape == (2, 1, 64, 64)
     assert fingerprint.numbers(logits) == fingerprint.approx(numbers)
     target = np.random.RandomState(1).random_sample((2, 1, 64, 64)).astype(np.float32)
-    assert training_loss((logits,), torch.from_numpy(target)[:, 0]).item() == pytest.approx(loss, rel=3e-6)
+    assert loss_of(logits, torch.from_numpy(target)[:, 0]).item() == pytest.approx(loss, rel=3e-6)
 
 
 # ---- names
@@ -335,24 +343,24 @@ def test_loss_by_hand():
     logits = torch.full((1, 1, 1, 4), math.log(3.0))
     target = torch.tensor([[[1, 0, 255, 255]]])
     expected = (math.log(4 / 3) + math.log(4)) / 2
-    assert training_loss((logits,), target).item() == pytest.approx(expected)
+    assert loss_of(logits, target).item() == pytest.approx(expected)
     soft = torch.tensor([[[0.25, 255.0, 255.0, 255.0]]])
     expected = 0.25 * math.log(4 / 3) + 0.75 * math.log(4)
-    assert training_loss((logits,), soft).item() == pytest.approx(expected)
+    assert loss_of(logits, soft).item() == pytest.approx(expected)
 
 
 def test_ignored_pixels_get_no_gradient():
     logits = torch.randn(2, 1, 4, 4, requires_grad=True)
     target = torch.ones(2, 4, 4, dtype=torch.int64)
     target[0, :2] = 255
-    training_loss((logits,), target).backward()
+    loss_of(logits, target).backward()
     assert torch.equal(logits.grad[:, 0] == 0, target == 255)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_loss_without_a_pixel_that_counts(dtype):
     logits = torch.randn(2, 1, 4, 4, requires_grad=True)
-    loss = training_loss((logits,), torch.full((2, 4, 4), 255, dtype=dtype))
+    loss = loss_of(logits, torch.full((2, 4, 4), 255, dtype=dtype))
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -362,12 +370,12 @@ def test_loss_of_several_channels_is_cross_entropy():
     logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
     target[0, 0] = 255
     expected = F.cross_entropy(logits, target, ignore_index=255)
-    assert training_loss((logits,), target).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss_of(logits, target).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_loss_of_large_16_bit_logits_is_finite_and_float32():
     logits = torch.tensor([60000.0, -60000.0], dtype=torch.float16).view(1, 1, 1, 2).requires_grad_()
-    loss = training_loss((logits,), torch.tensor([[[0, 1]]]))
+    loss = loss_of(logits, torch.tensor([[[0, 1]]]))
     loss.backward()
     assert loss.dtype == torch.float32 and loss.item() == 60000
     assert logits.grad.dtype == torch.float16 and logits.grad.flatten().tolist() == [0.5, -0.5]
@@ -389,7 +397,7 @@ def test_training_step_and_counting_suit_accelerators(small, dtype):
     scores = LesionScores(2, World(torch.device("cpu")))
     with Operators() as operators:
         outputs = small.train()(images)
-        training_loss(outputs, target).backward()
+        loss_of(*outputs, target).backward()
         scores.update(outputs[0].detach(), target)
     assert operators.unwanted == []
     assert {"convolution", "max_pool2d_with_indices", "sigmoid"} <= operators.names
@@ -456,6 +464,7 @@ def test_scores_by_hand():
         }
     )
     assert next(iter(scores.scores())) == "jaccard"
+    assert scores.pixels() == 23
     assert scores.class_scores() == pytest.approx({"background": 16 / 20, "lesion": 3 / 7})
 
 
@@ -497,12 +506,16 @@ def test_images_that_do_not_fit_the_scores_are_refused():
 # ---- the recipe
 
 
+def schedule(epochs: int, decay_epochs: int | None, steps_per_epoch: int):
+    return learning_rate_schedule(Namespace(epochs=epochs, decay_epochs=decay_epochs), steps_per_epoch)
+
+
 @pytest.mark.parametrize("name", ["attunet_linear_lr0.0002_100ep", "attunet_linear_lr0.0016_100ep"])
 @pytest.mark.parametrize("steps_per_epoch", [1, 113])
 @pytest.mark.parametrize("decay_epochs", [70, None])
 def test_schedule_is_that_of_the_reference(name, steps_per_epoch, decay_epochs):
     recorded = json.loads((GOLDEN / "lr_schedules.json").read_text())[name]
-    factor = learning_rate_schedule(len(recorded["rows"]), decay_epochs, steps_per_epoch)
+    factor = schedule(len(recorded["rows"]), decay_epochs, steps_per_epoch)
     assert recorded["config"]["num_epochs_decay"] == 70
     for epoch, lr in recorded["rows"]:
         for step in (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1):
@@ -510,21 +523,21 @@ def test_schedule_is_that_of_the_reference(name, steps_per_epoch, decay_epochs):
 
 
 def test_schedule_of_150_epochs_by_hand():
-    factor = learning_rate_schedule(150, None, 10)
+    factor = schedule(150, None, 10)
     assert factor(809) == 1 and factor(810) == pytest.approx(69 / 70)
     assert factor(1499) == pytest.approx(1 / 70)
 
 
 @pytest.mark.parametrize(("epochs", "constant_epochs"), [(70, 36), (10, 6), (2, 2), (1, 1)])
 def test_short_trainings_lower_the_rate_in_their_later_half(epochs, constant_epochs):
-    factors = [learning_rate_schedule(epochs, None, 4)(4 * epoch) for epoch in range(epochs)]
+    factors = [schedule(epochs, None, 4)(4 * epoch) for epoch in range(epochs)]
     assert factors.count(1.0) == constant_epochs
     assert factors[-1] == pytest.approx(1 / max(1, epochs // 2))
 
 
 def test_a_decay_longer_than_the_training_is_refused():
     with pytest.raises(ValueError, match="--decay_epochs 70 .* --epochs 10.*leave the flag out"):
-        learning_rate_schedule(10, 70, 4)
+        schedule(10, 70, 4)
 
 
 def test_images_of_one_device():

@@ -12,24 +12,26 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from AttentionUNet import backup, data, dataset
+from AttentionUNet import backup, data, dataset, presets, train
 from AttentionUNet.data import (
+    INFO,
     NO_JITTER,
     Jitter,
     augment,
     build_datasets,
-    build_eval_set,
     crop_box,
     draw_jitter,
     jitter_colours,
     validation_images,
 )
 from AttentionUNet.isic import check_pairs, find_pairs, match, read_mask
-from ci.tests.folders import ROOT
+from AttentionUNet.model import build_model
+from ci.tests.folders import ROOT, built, carry_out, parsed
+from ci.tests.runs import assert_same_state, last_checkpoint
 from ci.tests.samples import Finished
-from common.args import parse_args
+from common.data.pictures import Datasets, Source
 from common.errors import InputError
-from common.sample import draw
+from common.samples.layout import draw
 
 
 @pytest.fixture
@@ -47,12 +49,18 @@ def isic(tmp_path) -> Callable[..., Path]:
     return make
 
 
-def TrainSet(pairs, image_size, *options, **more):
-    return Finished(data.TrainSet(pairs, data.training_reader("", image_size), image_size, *options, **more))
+def TrainSet(pairs, image_size, *options, read=None, **more):
+    source = Source(pairs, read or data.training_reader("", image_size), INFO)
+    return Finished(data.TrainSet(source, image_size, *options, **more))
 
 
 def EvalSet(pairs, image_size):
-    return Finished(data.EvalSet(pairs, data.read_pair, image_size))
+    return Finished(data.EvalSet(Source(pairs, data.read_pair, INFO), image_size))
+
+
+def datasets(root: Path, *flags: str) -> Datasets:
+    """The data sets of a run with these flags."""
+    return build_datasets(parsed("AttentionUNet", f"--data_path={root}", "--image_size=32", *flags))
 
 
 def write_pair(images: Path, masks: Path, name: str, size: tuple[int, int], seed: int) -> None:
@@ -74,9 +82,12 @@ def equal(one, other) -> bool:
 
 def test_the_splits_have_their_pairs(isic):
     root = isic(train=3, valid=2)
-    train_set, val_set, test_set = build_datasets(root, 32, seed=0)
+    train_set, val_set, test_set = datasets(root)
     assert (len(train_set), len(val_set), len(test_set)) == (3, 2, 1)
-    assert len(build_eval_set(root, 32, "valid")) == 2
+    for split, count in (("valid", 2), ("test", 1)):
+        train_none, scored, test_none = datasets(root, "--evaluate", f"--eval_split={split}")
+        assert (train_none, len(scored), test_none) == (None, count, None)
+        assert scored.pairs == find_pairs(root, split)
     assert [pair.image.name for pair in train_set.pairs] == [f"ISIC_{i:07d}.jpg" for i in range(3)]
     assert [pair.mask.name for pair in train_set.pairs] == [f"ISIC_{i:07d}_segmentation.png" for i in range(3)]
     assert validation_images(root) == [root / "valid" / f"ISIC_{i:07d}.jpg" for i in (3, 4)]
@@ -84,13 +95,20 @@ def test_the_splits_have_their_pairs(isic):
 
 def test_a_run_that_scores_nothing_needs_the_training_split_alone(isic):
     root = isic(valid=0, test=0)
-    assert build_datasets(root, 32, 0, scored=False)[1:] == (None, None)
+    assert datasets(root, "--no_validate")[1:] == (None, None)
     with pytest.raises(InputError, match=r"no valid/.*it holds train, train_GT.*--data_path must name"):
-        build_datasets(root, 32, 0)
+        datasets(root)
+
+
+def test_an_evaluation_needs_the_split_that_is_scored_alone(isic):
+    root = isic(train=0, valid=0, test=2)
+    assert len(datasets(root, "--evaluate", "--eval_split=test").val) == 2
+    with pytest.raises(InputError, match=r"no valid/"):
+        datasets(root, "--evaluate")
 
 
 def test_a_folder_without_a_test_split_has_none(isic):
-    assert build_datasets(isic(test=0), 32, 0)[2] is None
+    assert datasets(isic(test=0)).test is None
 
 
 def test_other_files_are_passed_over(isic):
@@ -275,7 +293,7 @@ def test_large_photographs_are_decoded_at_a_fraction_of_their_size(isic):
     assert np.abs(image - averaged).mean() < 3
     inner = (lesion.reshape(100, 8, 150, 8) > 127).mean((1, 3))
     assert ((mask > 127) == (inner > 0.5))[(inner == 0) | (inner == 1)].all()  # nothing moves by more than a pixel
-    samples = [Finished(data.TrainSet([pair], reader, 32, 0))[0, 0] for reader in (read, data.read_pair)]
+    samples = [TrainSet([pair], 32, 0, read=reader)[0, 0] for reader in (read, data.read_pair)]
     assert (samples[0][0] - samples[1][0]).abs().mean() < 0.03  # of 2, from black to white
     assert (samples[0][1] == samples[1][1]).float().mean() > 0.99
 
@@ -424,11 +442,11 @@ def test_the_samples_that_are_augmented_are_jittered_and_no_others(isic):
 
 def test_the_embedded_sample_fits(tmp_path):
     root = draw("isic", tmp_path / "sample", train_images=2, val_images=1, size=(36, 48))
-    for part in build_datasets(root, 32, 0):
+    for part in datasets(root):
         key = (0, 0) if isinstance(part, data.TrainSet) else 0
         _, target = Finished(part)[key]
         assert 0 < (target == 1).float().mean() < 0.9
-        check_pairs(part.pairs, decode_images=True)
+        part.check(decode_images=True)
 
 
 # ---- the split tool
@@ -487,9 +505,9 @@ def test_a_split_of_ratio_0_is_empty(origin, tmp_path):
     assert [len(part) for part in names.values()] == [8, 2, 0]  # 8.75 and 1.25
     assert not (out / "test").exists() and not (out / "test_GT").exists()
     assert [len(part) for part in split(origin(10), "--overwrite").values()] == [7, 1, 2]
-    assert build_datasets(out, 32, seed=0)[2] is not None
+    assert datasets(out).test is not None
     assert split(origin(10), "--overwrite", "--test_ratio=0") == names
-    assert build_datasets(out, 32, seed=0)[2] is None  # and no folder that lacks its pictures
+    assert datasets(out).test is None  # and no folder that lacks its pictures
 
 
 def test_files_are_copied_with_their_masks_and_listed(origin, tmp_path, capsys):
@@ -660,14 +678,14 @@ def test_an_older_copy_stays_until_the_new_one_is_whole(tmp_path, monkeypatch, c
 # ---- whole runs
 
 
-def run(root: Path, output_dir: Path | None, *flags: str) -> dict:
-    from AttentionUNet import presets, train
-
+def flags_of(root: Path, output_dir: Path | None, *flags: str) -> list[str]:
+    """A short run on the CPU; without `output_dir` in the folder that the preset says."""
     given = [] if output_dir is None else [f"--output_dir={output_dir}"]
-    argv = ["--preset=tiny", f"--data_path={root}", "--device=cpu", "--workers=0", "--image_size=32", *given, *flags]
-    args = parse_args(presets, argv)
-    train.check(args, world_size=1)
-    return train.main(args)
+    return ["--preset=tiny", f"--data_path={root}", "--device=cpu", "--workers=0", "--image_size=32", *given, *flags]
+
+
+def run(root: Path, output_dir: Path | None, *flags: str) -> dict:
+    return carry_out("AttentionUNet", *flags_of(root, output_dir, *flags))
 
 
 def test_a_finished_training_is_scored_on_the_test_split_once(isic, tmp_path, capsys):
@@ -690,11 +708,23 @@ def test_a_finished_training_is_scored_on_the_test_split_once(isic, tmp_path, ca
     closing = (output_dir / "train.log").read_text()
     assert f"Final Train Accuracy : {result['accuracy']:.4f}" in closing
     assert f"Final Jaccard : {result['jaccard']:.4f}" in closing
+    capsys.readouterr()
+    assert run(root, output_dir, "--epochs=2", "--resume=auto") == result  # it is complete
+    assert "best weights" not in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_without_validation_has_no_final_score(isic, tmp_path, capsys):
+    """The score of before is the best one, and not that of the weights at the end."""
+    root, output_dir = isic(train=4, valid=2), tmp_path / "run"
+    first = run(root, output_dir, "--max_steps=2")
+    assert first["scores"] and "n/a" not in capsys.readouterr().out
+    result = run(root, output_dir, "--resume=auto", "--no_validate")
+    assert (result["steps"], result["scores"], result["best"]) == (4, [], first["best"])
+    assert json.loads((output_dir / "result.json").read_text()) == result and "accuracy" not in result
+    assert "Final Train Accuracy : n/a" in capsys.readouterr().out
 
 
 def test_only_whole_runs_in_their_own_folder_are_copied(isic, tmp_path, monkeypatch):
-    from AttentionUNet import presets, train
-
     calls = []
     monkeypatch.setattr(train, "copy_run", lambda *arguments: calls.append(arguments))
     monkeypatch.setitem(presets.PRESETS, "tiny", {**presets.PRESETS["tiny"], "output_dir": str(tmp_path / "own")})
@@ -707,42 +737,36 @@ def test_only_whole_runs_in_their_own_folder_are_copied(isic, tmp_path, monkeypa
     assert calls == [(str(tmp_path / "own"), "tiny")]
 
 
-def last_checkpoint(output_dir: Path) -> dict:
-    return torch.load(output_dir / "checkpoints" / "last.pt", weights_only=True)
+def scaled_loss(monkeypatch, factor: Callable[[], float]) -> None:
+    """Multiply the loss of a training by what `factor` returns."""
+    real = train.training_loss
 
+    def loss(*arguments):
+        by = factor()
+        return {name: by * term for name, term in real(*arguments).items()}
 
-def leaves(value) -> list:
-    if isinstance(value, dict):
-        return [leaf for key in value for leaf in leaves(value[key])]
-    return [leaf for item in value for leaf in leaves(item)] if isinstance(value, list) else [value]
+    monkeypatch.setattr(train, "training_loss", loss)
 
 
 @pytest.mark.parametrize("loss_scale", ["dynamic", "1024"])
 def test_a_run_with_skipped_steps_continues_bit_for_bit(isic, tmp_path, loss_scale, monkeypatch):
     """fp16 with O2; the first step overflows: Adam does not count it, whether it comes before or after the pause."""
-    from AttentionUNet import train
-
-    root, real = isic(train=4), train.training_loss
+    root = isic(train=4)
     flags = ["--amp", "--opt_level=O2", f"--loss_scale={loss_scale}", "--no_validate", "--deterministic"]
-    monkeypatch.setattr(train, "training_loss", lambda *arguments: real(*arguments) * 1e6)
-    run(root, tmp_path / "parts", *flags, "--max_steps=1")
+    with monkeypatch.context() as patched:
+        scaled_loss(patched, lambda: 1e6)
+        run(root, tmp_path / "parts", *flags, "--max_steps=1")
     paused = last_checkpoint(tmp_path / "parts")
     assert paused["amp"]["skipped_steps"] == 1
     assert all(state["step"] == 0 and not state["exp_avg"].any() for state in paused["optimizer"]["state"].values())
-    monkeypatch.setattr(train, "training_loss", real)
     run(root, tmp_path / "parts", *flags, "--resume=auto")
 
-    calls = []
-    monkeypatch.setattr(
-        train, "training_loss", lambda *arguments: real(*arguments) * (1e6 if calls.append(1) or len(calls) == 1 else 1)
-    )
+    factors = iter([1e6])
+    scaled_loss(monkeypatch, lambda: next(factors, 1.0))
     run(root, tmp_path / "whole", *flags)
-    torch.use_deterministic_algorithms(False)
     one, other = (last_checkpoint(tmp_path / name) for name in ("parts", "whole"))
     assert 1 <= one["amp"]["skipped_steps"] < 4
-    for key in ("model", "optimizer", "amp"):
-        for mine, theirs in zip(leaves(one[key]), leaves(other[key]), strict=True):
-            assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
+    assert_same_state(one, other)
     assert all(value.dtype != torch.float16 for value in one["model"].values())
 
 
@@ -767,7 +791,7 @@ def test_a_run_of_a_plain_adam_continues_with_a_fused_one(isic, tmp_path):
 
 def test_a_run_without_a_test_split_says_so(isic, tmp_path, capsys):
     result = run(isic(train=2, test=0), tmp_path / "run", "--epochs=1")
-    assert "the split test is not scored: there is no test/" in capsys.readouterr().out
+    assert "the split test is not evaluated: there is no test/" in capsys.readouterr().out
     assert "test_jaccard" not in result
 
 
@@ -781,6 +805,7 @@ def test_a_run_without_a_test_split_says_so(isic, tmp_path, capsys):
         (["--evaluate"], r"--evaluate is given and no --checkpoint"),
         (["--evaluate", "--eval_split=test", "--checkpoint=/none.pt"], r"no checkpoint /none.pt"),
         (["--load_from=/none.pt"], r"no checkpoint /none.pt"),
+        (["--resume=/none.pt"], r"no checkpoint /none.pt"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_trained(isic, tmp_path, flags, message):
@@ -799,33 +824,22 @@ def test_a_damaged_test_picture_is_found_before_training(isic, tmp_path):
 def test_the_size_that_a_network_was_trained_on_is_that_of_its_predictions(isic, tmp_path):
     root, output_dir = isic(train=2, size=(30, 44)), tmp_path / "run"
     run(root, output_dir, "--epochs=1", "--image_size=48")
-    checkpoint = torch.load(output_dir / "checkpoints" / "last.pt", weights_only=True)
+    weights, checkpoint = output_dir / "checkpoints" / "last.pt", last_checkpoint(output_dir)
     assert checkpoint["options"]["image_size"] == 48
-    command = [
-        sys.executable,
-        ROOT / "AttentionUNet" / "predict.py",
-        "--checkpoint",
-        output_dir / "checkpoints" / "last.pt",
-    ]
-    score = ["--evaluate", "--checkpoint", str(output_dir / "checkpoints" / "last.pt")]
-    from AttentionUNet import presets, train
-
-    flags = ["--preset=tiny", f"--data_path={root}", f"--output_dir={tmp_path / 'score'}", "--device=cpu", *score]
-    with pytest.raises(InputError, match=r"last.pt was trained on 48 pixels, and pictures of 64 would be scored"):
-        train.check(parse_args(presets, flags), world_size=1)
-    train.check(parse_args(presets, [*flags, "--image_size=64"]), world_size=1)
+    flags = ["--preset=tiny", f"--data_path={root}", f"--output_dir={tmp_path / 'score'}", "--device=cpu"]
+    flags += ["--evaluate", f"--checkpoint={weights}"]
+    with pytest.raises(InputError, match=r"last.pt was trained on 48 pixels, and pictures of 64 would be evaluated"):
+        built("AttentionUNet", *flags)
+    built("AttentionUNet", *flags, "--image_size=64")
     picture = root / "valid" / "ISIC_0000002.jpg"
-    done = subprocess.run(
-        [*command, "--input", picture, "--output", tmp_path / "out", "--device=cpu"], capture_output=True, text=True
-    )
+    command = [sys.executable, ROOT / "AttentionUNet" / "predict.py", "--checkpoint", weights, "--device=cpu"]
+    done = subprocess.run([*command, "--input", picture, "--output", tmp_path / "out"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ids = np.asarray(Image.open(tmp_path / "out" / "ISIC_0000002_ids.png"))
-
-    from AttentionUNet.model import build_model
 
     model = build_model(**checkpoint["options"]).eval()
     model.load_state_dict(checkpoint["model"])
     with torch.no_grad():
-        logits = model(data.to_input(Image.open(picture), 48)[None])
+        logits = model(data.to_input(Image.open(picture), {"image_size": 48})[None])
     logits = torch.nn.functional.interpolate(logits, size=(30, 44), mode="bilinear", align_corners=False)
     assert np.array_equal(ids, (logits[0, 0] > 0).numpy())

@@ -12,20 +12,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from BiSeNetv1 import presets
-from BiSeNetv1.model import BiSeNetV1, build_model, from_reference, imagenet_file, training_loss
-from BiSeNetv1.train import check, initialize, learning_rate_schedule, main
+from BiSeNetv1.model import BiSeNetV1, build_model, training_loss
+from BiSeNetv1.train import learning_rate_schedule
+from BiSeNetv1.weights import from_reference, imagenet_file
 from ci.tests import fingerprint
-from ci.tests.folders import ROOT
+from ci.tests.folders import ROOT, built, carry_out, command_line, parsed
 from ci.tests.golden_case import FOLDER, GoldenCase
 from ci.tests.operators import Operators
+from ci.tests.runs import assert_same_statistics
 from common import IGNORE_INDEX
-from common.args import parse_args
-from common.backbone import load_imagenet
+from common.data.order import Length
 from common.errors import InputError
-from common.losses import upsampled_cross_entropy
+from common.nets.backbone import load_imagenet
+from common.step.losses import upsampled_cross_entropy
 
 HEADS = ("decode", "aux0", "aux1")
 CASES = {"resnet50": "bisenetv1_r50", "resnet18": "bisenetv1_r18"}
+
+
+def total_loss(*arguments, **options) -> torch.Tensor:
+    """What training minimises: the sum of the terms."""
+    return sum(training_loss(*arguments, **options).values())
 
 
 class Golden:
@@ -64,14 +71,15 @@ def test_training_step(golden):
     outputs = model.train()(case.image("train", golden.dtype))
     case.assert_outputs("train", dict(zip(HEADS, outputs, strict=True)))
 
-    losses = {"total": training_loss(outputs, target)}
-    for head, logits in zip(HEADS, outputs, strict=True):
-        losses[f"{head}_loss"] = upsampled_cross_entropy(logits, target, over_all_pixels=True)
-        losses[f"valid_mean_{head}_loss"] = upsampled_cross_entropy(logits, target)
+    losses = {"total": total_loss(outputs, target)}
+    for start, terms in (
+        ("", training_loss(outputs, target)),
+        ("valid_mean_", training_loss(outputs, target, avg_non_ignore=True)),
+    ):
+        assert list(terms) == ["main", "aux0", "aux1"]
+        losses |= {f"{start}{head}_loss": term for head, term in zip(HEADS, terms.values(), strict=True)}
     case.assert_losses(losses)
     assert {name for name in case.manifest["train"]["loss"] if "acc" not in name} == set(losses)
-    valid = training_loss(outputs, target, avg_non_ignore=True)
-    assert valid.item() == pytest.approx(sum(losses[f"valid_mean_{head}_loss"].item() for head in HEADS), rel=1e-6)
 
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(losses["total"], list(parameters.values()))
@@ -198,7 +206,7 @@ def test_fingerprint(backbone):
         assert fingerprint.numbers(head) == fingerprint.approx(numbers)
         assert upsampled_cross_entropy(head, target, over_all_pixels=True).item() == fingerprint.approx(loss)
     total = sum(loss for _, loss in FINGERPRINTS[backbone])
-    assert training_loss(heads, target).item() == fingerprint.approx(total)
+    assert total_loss(heads, target).item() == fingerprint.approx(total)
     logits = model(image)
     assert logits.shape == (1, 19, 64, 128)
     if backbone == "resnet50":
@@ -309,8 +317,8 @@ def test_loss_by_hand():
     target[0, :4] = 5
     target[0, 4, 0] = 6
     labelled = 64 * np.log(37 / 19) + np.log(37)
-    assert training_loss(outputs, target).item() == pytest.approx(3 * labelled / 256)
-    assert training_loss(outputs, target, avg_non_ignore=True).item() == pytest.approx(3 * labelled / 65)
+    assert total_loss(outputs, target).item() == pytest.approx(3 * labelled / 256)
+    assert total_loss(outputs, target, avg_non_ignore=True).item() == pytest.approx(3 * labelled / 65)
 
 
 def test_logits_are_resized_to_the_labels():
@@ -319,13 +327,13 @@ def test_logits_are_resized_to_the_labels():
     outputs = [torch.stack([torch.zeros(2), row])[None, :, None].expand(1, 2, 1, 2)] * 3
     target = torch.tensor([[[1, 1, 1, 1]]])
     loss = np.mean([np.log1p(np.exp(-value)) for value in (0.0, 1.0, 3.0, 4.0)])
-    assert training_loss(outputs, target).item() == pytest.approx(3 * loss, rel=1e-6)
+    assert total_loss(outputs, target).item() == pytest.approx(3 * loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("avg_non_ignore", [False, True])
 def test_loss_without_a_valid_pixel(avg_non_ignore):
     outputs = [torch.randn(2, 19, size, size, requires_grad=True) for size in (4, 4, 2)]
-    loss = training_loss(outputs, torch.full((2, 32, 32), IGNORE_INDEX), avg_non_ignore)
+    loss = total_loss(outputs, torch.full((2, 32, 32), IGNORE_INDEX), avg_non_ignore)
     loss.backward()
     assert loss.item() == 0
     assert all(torch.equal(output.grad, torch.zeros_like(output)) for output in outputs)
@@ -336,7 +344,7 @@ def test_loss_without_a_valid_pixel(avg_non_ignore):
 def test_mixed_precision_loss(golden, dtype):
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
         outputs = golden.model.train()(golden.case.image("train", torch.float32))
-        loss = training_loss(outputs, golden.case.labels())
+        loss = total_loss(outputs, golden.case.labels())
     assert outputs[1].dtype == dtype
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(golden.case.manifest["train"]["loss64"]["total"], rel=0.02)
@@ -348,20 +356,23 @@ def test_mixed_precision_loss(golden, dtype):
 def test_training_step_suits_accelerators(untrained, avg_non_ignore):
     images, target = torch.randn(2, 3, 40, 72), torch.randint(0, 19, (2, 40, 72))
     with Operators() as operators:
-        training_loss(untrained.train()(images), target, avg_non_ignore).backward()
+        total_loss(untrained.train()(images), target, avg_non_ignore).backward()
     assert operators.unwanted == []
     assert {"convolution", "upsample_bilinear2d", "upsample_nearest2d"} <= operators.names
     untrained.zero_grad(set_to_none=True)
 
 
+def schedule(**flags):
+    """That of the recipe for one device, but for the flags that are given."""
+    args = parsed("BiSeNetv1", preset="full_1p", **flags)
+    return learning_rate_schedule(args, Length(743, args.total_steps, args.total_steps))
+
+
 @pytest.mark.parametrize("name", ["mmseg_poly_warmup_lr0.05_160k", "mmseg_poly_warmup_lr0.2_160k"])
 def test_learning_rates_are_the_reference_s(name):
     recorded = json.loads((FOLDER / "lr_schedules.json").read_text())[name]
-    preset = presets.PRESETS["full_1p"]
     lr = recorded["config"]["base_lr"]
-    factor = learning_rate_schedule(
-        lr, preset["min_lr"], preset["total_steps"], preset["warmup_steps"], preset["warmup_factor"]
-    )
+    factor = schedule(lr=lr)
     assert len(recorded["rows"]) > 10
     for step, rate in recorded["rows"]:
         assert lr * factor(step) == pytest.approx(rate, rel=1e-9), step
@@ -369,11 +380,11 @@ def test_learning_rates_are_the_reference_s(name):
 
 def test_learning_rates_of_the_full_recipe():
     """By hand, from the formula in the reference's documentation."""
-    factor = learning_rate_schedule(0.05, 1e-4, 160_000, 1000, 0.1)
+    factor = schedule()
     for step, rate in ((0, 0.005), (500, 0.02742), (999, 0.04967), (1000, 0.04972), (80_000, 0.02684)):
         assert 0.05 * factor(step) == pytest.approx(rate, abs=5e-6)
     assert 0.05 * factor(159_999) == pytest.approx(0.000101, abs=5e-7)
-    assert learning_rate_schedule(0.0, 0.0, 10, 0, 0.1)(5) >= 0  # a rate of nothing is no division by it
+    assert schedule(lr=0, min_lr=0, total_steps=10, warmup_steps=0)(5) >= 0  # a rate of nothing is no division by it
 
 
 def test_recipes():
@@ -418,9 +429,8 @@ def test_a_torchvision_file_fills_the_whole_backbone(untrained, tmp_path):
 
 def run(data, output_dir, *flags: str):
     """The rows that a tiny run printed, and its result."""
-    common = ["--preset=tiny", "--device=cpu", "--workers=0", "--log_every_steps=1", "--seed=3"]
-    args = parse_args(presets, [*common, f"--data_path={data}", f"--output_dir={output_dir}", *flags])
-    result = main(args)
+    common = {"preset": "tiny", "device": "cpu", "workers": 0, "log_every_steps": 1, "seed": 3}
+    result = carry_out("BiSeNetv1", *flags, **common, data_path=data, output_dir=output_dir)
     rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == "train"], result
 
@@ -433,7 +443,8 @@ def test_length_and_warm_up_in_epochs(tiny_cityscapes, tmp_path):
     decay = [(0.05 - 1e-4) * (1 - step / 6) ** 0.9 + 1e-4 for step in range(6)]
     rise = [0.1, 0.4, 0.7, 1, 1, 1]
     assert [row["lr"] for row in rows] == pytest.approx([a * b for a, b in zip(decay, rise, strict=True)])
-    rows, result = run(data, tmp_path / "steps", "--max_steps=2", "--warm_up_epochs=0", "--no_validate")
+    flags = ("--total_steps=8", "--max_steps=2", "--warm_up_epochs=0", "--no_validate")
+    rows, result = run(data, tmp_path / "steps", *flags)
     assert result["steps"] == 2  # of eight, without any warm-up
     assert [row["lr"] for row in rows] == pytest.approx([0.05, (0.05 - 1e-4) * (1 - 1 / 8) ** 0.9 + 1e-4])
 
@@ -456,19 +467,20 @@ def test_the_flag_of_the_mean_reaches_the_loss(tiny_cityscapes, tmp_path):
     assert over_labelled["loss"] > 4 * over_all["loss"] > 0
 
 
-def test_initial_weights(untrained, tmp_path):
+def test_initial_weights(tiny_cityscapes, tmp_path):
     donor = build_model(backbone="resnet18")
     torch.save(
         {"state_dict": {reference_name(name): value for name, value in donor.state_dict().items()}}, tmp_path / "r"
     )
     torch.save(donor.context_path.backbone.state_dict(), tmp_path / "resnet18-f37072fd.pth")
-    for flag, same in ((f"--load_from={tmp_path}/r", True), (f"--pretrained={tmp_path}", False)):
-        model = build_model(backbone="resnet18")
-        (note,) = initialize(model, parse_args(presets, ["--backbone=resnet18", flag]))
+    given = {"preset": "tiny", "data_path": tiny_cityscapes(), "output_dir": tmp_path / "run"}
+    for flag, same in (({"load_from": tmp_path / "r"}, True), ({"pretrained": tmp_path}, False)):
+        run, _, model = built("BiSeNetv1", **given, **flag)
+        (note,) = run.notes
         assert str(tmp_path) in note
         assert torch.equal(model.context_path.backbone.conv1.weight, donor.context_path.backbone.conv1.weight)
         assert torch.equal(model.head.classifier.weight, donor.head.classifier.weight) == same
-    assert initialize(model, parse_args(presets, [])) == ["initial weights: random"]
+    assert built("BiSeNetv1", **given)[0].notes == ["initial weights: random"]
 
 
 @pytest.mark.parametrize(
@@ -486,21 +498,24 @@ def test_initial_weights(untrained, tmp_path):
     ],
 )
 def test_what_cannot_work_is_said_before_it_starts(tiny_cityscapes, tmp_path, flags, message):
-    args = [f"--data_path={tiny_cityscapes()}", f"--output_dir={tmp_path / 'run'}", *flags]
+    given = {"preset": "tiny", "data_path": tiny_cityscapes(), "output_dir": tmp_path / "run"}
     with pytest.raises(InputError, match=message) as raised:
-        check(parse_args(presets, ["--preset=tiny", *args]), world_size=1)
+        built("BiSeNetv1", *flags, **given)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_batch_norm_over_two_processes(tiny_cityscapes, tmp_path):
-    """The whole run: the network with such layers passes through everything that spreads it over processes."""
-    flags = ["--preset=tiny", "--device=cpu", "--devices=2", "--workers=0", "--total_steps=1", "--no_validate"]
-    paths = [f"--data_path={tiny_cityscapes(train=4)}", f"--output_dir={tmp_path / 'run'}"]
-    script = [sys.executable, str(ROOT / "BiSeNetv1" / "train.py")]
-    done = subprocess.run([*script, "--sync_bn", *flags, *paths], capture_output=True, text=True)
+    """The whole run: the network with such layers passes through everything that spreads it over processes.
+
+    Its statistics after a step are those of one process with the images of both.
+    """
+    flags = {"preset": "tiny", "device": "cpu", "workers": 0, "total_steps": 1, "data_path": tiny_cityscapes(train=4)}
+    words = command_line("--no_validate", "--sync_bn", **flags, devices=2, output_dir=tmp_path / "two")
+    done = subprocess.run([sys.executable, ROOT / "BiSeNetv1" / "train.py", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    carry_out("BiSeNetv1", "--no_validate", **flags, device_batch_size=4, output_dir=tmp_path / "one")
+    state = assert_same_statistics(tmp_path / "two", tmp_path / "one")
     assert (
         state["images_per_step"] == 4 and state["model"].keys() == build_model(backbone="resnet18").state_dict().keys()
     )

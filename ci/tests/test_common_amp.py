@@ -1,4 +1,4 @@
-"""common/amp.py: opt levels, loss scale and skipped steps, against plain loops of float32."""
+"""common/step/amp.py: opt levels, loss scale and skipped steps, against plain loops of float32."""
 
 import copy
 import math
@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ci.tests.common_workers import world
-from common.amp import Amp, autocast, effective_opt_level
-from common.device import World
+from ci.tests.operators import Operators
+from common.device.world import World
+from common.step.amp import FIRST_SCALE, Amp, autocast, effective_opt_level
 
 STEPS = 6
 
@@ -160,7 +161,7 @@ def test_fused_and_other_optimizers_agree_also_after_a_skipped_step(fresh_memory
         losses = train(model, amp, spoiled=[0, 3])
         runs.append((losses[4:], amp.loss_scale(), amp.skipped_steps.item(), [p.detach() for p in model.parameters()]))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-4)
-    assert runs[0][1:3] == runs[1][1:3] == (2.0**14, 2)
+    assert runs[0][1:3] == runs[1][1:3] == (FIRST_SCALE / 4, 2)
     for fused, other in zip(runs[0][3], runs[1][3], strict=True):
         torch.testing.assert_close(fused, other, rtol=1e-3, atol=1e-4)
 
@@ -172,9 +173,24 @@ def test_a_dynamic_scale_doubles_after_so_many_good_steps_in_a_row(scale):
     scales = []
     for step in range(7):
         train(model, amp, [step], spoiled=[3])
-        scales.append(amp.loss_scale() / 2**16)
+        scales.append(amp.loss_scale() / FIRST_SCALE)
     # good, good: doubled; good, then spoiled: halved and counted anew; good, good: doubled; good
     assert scales == [1, 2, 2, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("level, scale", [("O0", "1"), ("O1", "dynamic"), ("O1", "128"), ("O2", "dynamic")])
+def test_a_step_does_not_wait_for_the_device(level, scale):
+    """A skipped one neither."""
+    model, _, amp = start(level, scale)
+    train(model, amp, range(1))  # makes what later steps use again
+    for factor in (1.0, math.inf):
+        with amp.autocast():
+            loss = loss_of(model, 1, factor)
+        with Operators() as operators:
+            amp.step(loss)
+        assert "mul" in " ".join(operators.names), "the operators are seen"
+        assert [words for words in operators.unwanted if "depends on values" in words] == []
+    assert amp.skipped_steps.item() >= 1
 
 
 @pytest.mark.parametrize("scale", ["dynamic", "-1", "512"])
@@ -278,13 +294,25 @@ def test_a_run_that_is_put_together_from_its_states_continues_identically(level,
     assert other_amp.skipped_steps.item() == amp.skipped_steps.item() == 1
 
 
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**8])  # of runs that began at another scale, and have come to one
+def test_a_dynamic_scale_begins_low_and_a_resumed_one_stays_as_it_was(scale):
+    """At 2^16 a short trial may skip all of its steps."""
+    model, _, amp = start("O1", "dynamic")
+    assert amp.loss_scale() == 2.0**10
+    train(model, amp, range(1))
+    amp.scaler.update(scale)
+    later = start("O1", "dynamic")[2]
+    later.load_state_dict(amp.state_dict())
+    assert later.loss_scale() == scale
+
+
 @pytest.mark.parametrize(
     "level, scale, later_level, later_scale, expected",
     [
-        ("O0", "dynamic", "O1", "dynamic", 2.0**16),  # 1 is no scale for fp16
+        ("O0", "dynamic", "O1", "dynamic", FIRST_SCALE),  # 1 is no scale for fp16
         ("O1", "dynamic", "O1", "128", 128.0),
         ("O1", "32", "O1", "128", 128.0),
-        ("O1", "32", "O1", "dynamic", 2.0**16),
+        ("O1", "32", "O1", "dynamic", FIRST_SCALE),
         ("O1", "dynamic", "O0", "dynamic", 1.0),
     ],
 )

@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 
 from ci.tests.folders import FOLDERS, module
-from common.args import EITHER_OR, FLAGS, RUN, format_value, parse_args
+from common.args import format_value, parse_args
+from common.flags import EITHER_OR, FLAGS, RUN
 from ICNet import presets as icnet
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.backbone import ResNet, find_imagenet, load_imagenet, plain_state_dict, torchvision_models
 from common.errors import InputError
+from common.nets.backbone import ResNet, find_imagenet, load_imagenet, plain_state_dict, torchvision_models
 
 ROOT = Path(__file__).resolve().parents[2]
 V1S = (64, 64, 128)
@@ -127,7 +127,7 @@ try:
     import torchvision
 except RuntimeError as error:
     print(error)
-from common.backbone import ResNet
+from common.nets.backbone import ResNet
 print(tuple(ResNet("resnet18").eval()(torch.zeros(1, 3, 32, 32))[-1].shape))
 import torchvision
 print(torchvision.extension._has_ops())

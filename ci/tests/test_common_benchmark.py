@@ -19,10 +19,11 @@ from PIL import Image
 from torch import nn
 
 from ci.tests.common_workers import world
-from ci.tests.folders import FOLDERS, ROOT, module
-from common.args import parse_args
+from ci.tests.folders import FOLDERS, ROOT, carry_out, module
 from common.errors import InputError
-from common.sample import draw
+from common.record.log import RunLog
+from common.samples.layout import draw
+from common.step.amp import Amp
 from common.tools import timed_training, timing
 from common.tools.benchmark import main
 from common.tools.peak import PEAK_TFLOPS, peak_tflops, training_operations
@@ -129,8 +130,7 @@ def test_peak_rates_are_without_sparsity():
 
 def test_training_runs_the_folders_loop_and_the_plain_step_by_turns(monkeypatch, tmp_path, data, capsys):
     order = []
-    train = module("ICNet", "train")
-    loop_step, plain_training = train.Amp.step, timed_training.plain_training
+    loop_step, plain_training = Amp.step, timed_training.plain_training
 
     def ours(self, loss):
         order.append("ours")
@@ -147,23 +147,12 @@ def test_training_runs_the_folders_loop_and_the_plain_step_by_turns(monkeypatch,
 
         return counted
 
-    monkeypatch.setattr(train.Amp, "step", ours)
+    monkeypatch.setattr(Amp, "step", ours)
     monkeypatch.setattr(timed_training, "plain_training", plain)
-    names = train.batches, train.steps_in_epoch
-    result = main(
-        [
-            "train",
-            "--model=ICNet",
-            *TINY,
-            data("ICNet"),
-            "--steps=6",
-            "--warmup=2",
-            f"--json={tmp_path / 'result.json'}",
-        ]
-    )
+    asked = ["--steps=6", "--warmup=2", f"--json={tmp_path / 'result.json'}"]
+    result = main(["train", "--model=ICNet", *TINY, data("ICNet"), *asked])
     # warm-up of each, three repetitions of two steps by turns, and the step that writes a checkpoint
     assert order == ["ours"] * 2 + ["plain"] * 2 + (["ours"] * 2 + ["plain"] * 2) * 3 + ["ours"]
-    assert (train.batches, train.steps_in_epoch) == names
     assert result.keys() >= FACTS and result["steps_per_repetition"] == 2
     ours, plain = (result["figures"][name] for name in ("ours", "plain"))
     assert ours["images_per_second"] == pytest.approx(2 * 2 * 1000 / ours["median_ms"])
@@ -182,9 +171,9 @@ def test_training_runs_the_folders_loop_and_the_plain_step_by_turns(monkeypatch,
 def test_mixed_precision_is_beside_the_plain_step_in_float32_and_under_autocast(monkeypatch, data):
     plain_training, dtypes = timed_training.plain_training, []
 
-    def plain(folder, model, args, dtype):
+    def plain(model, training_loss, args, dtype):
         dtypes.append(dtype)
-        return plain_training(folder, model, args, dtype)
+        return plain_training(model, training_loss, args, dtype)
 
     monkeypatch.setattr(timed_training, "plain_training", plain)
     result = main(["train", "--model=ICNet", *TINY, data("ICNet"), "--amp", "--amp_dtype=bf16"])
@@ -204,8 +193,7 @@ def test_the_time_of_a_step_is_its_own(monkeypatch, data):
     def passes(seconds):
         now.seconds += seconds
 
-    train = module("ICNet", "train")
-    monkeypatch.setattr(train.Amp, "step", lambda self, loss: passes(1.0))
+    monkeypatch.setattr(Amp, "step", lambda self, loss: passes(1.0))
     monkeypatch.setattr(timed_training, "plain_training", lambda *_: lambda images, target: passes(3.0))
     result = main(["train", "--model=ICNet", *TINY, data("ICNet"), "--steps=6"])
     assert result["figures"]["ours"] == pytest.approx(figure([2.0], images=4))
@@ -234,7 +222,10 @@ def test_the_memory_of_an_accelerator_is_told_for_each_form_alone(monkeypatch):
     )
     monkeypatch.setattr(torch, "npu", npu, raising=False)
     monkeypatch.setattr(timed_training, "plain_training", lambda *_: lambda *_: asked.append("step"))
-    folder = SimpleNamespace(name="Net", args=None, network=lambda world: None)
+    model = SimpleNamespace(training_loss=lambda outputs, target: {})
+    folder = SimpleNamespace(
+        args=None, network=lambda world: None, module=lambda name: model, taken_by=lambda function: {}
+    )
     clock = timed_training._TrainingClock(folder, SimpleNamespace(warmup=3))
     clock.world = SimpleNamespace(device=SimpleNamespace(type="npu"))
     clock._measure_memory("ours")
@@ -317,14 +308,21 @@ def test_decoding_is_not_timed_for_reading_the_cache(data, monkeypatch):
         (["train", "--model=NoNet"], "NoNet"),
         (["train", "--model=ICNet", "--repetitions=0"], "--repetitions 0: give at least 1"),
         (["train", "--model=ICNet", "--nosuch=1"], "--nosuch"),
-        (["data", "--model=ICNet", "--data_path=/nowhere"], "no folder /nowhere"),
-        (["predict", "--model=ICNet", "--input=/nowhere.png"], "--input /nowhere.png: no such file"),
     ],
 )
-def test_what_cannot_be_timed_is_refused_in_one_line(argv, words):
-    command = [sys.executable, "-m", "common.tools.benchmark", *argv]
+def test_a_wrong_flag_is_refused_in_one_line(argv, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and words in said
+
+
+def test_input_that_cannot_be_timed_is_refused_in_one_line():
+    with pytest.raises(InputError, match="^--input /nowhere.png: no such file[^\n]*$"):
+        main(["predict", "--model=ICNet", "--input=/nowhere.png"])
+    command = [sys.executable, "-m", "common.tools.benchmark", "data", "--model=ICNet", "--data_path=/nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no folder /nowhere" in done.stderr, done.stderr
 
 
 # ---- a long run
@@ -374,16 +372,15 @@ def live_bytes() -> int:
 def test_memory_files_and_processes_of_a_long_run_do_not_grow(data, tmp_path, monkeypatch):
     """Thirty-two steps with eight evaluations, each with workers, a checkpoint, pictures and lines of its own."""
     found = []
-    train = module("ICNet", "train")
-    restart_clock = train.RunLog.restart_clock
+    restart_clock = RunLog.restart_clock
 
     def watched(self):
         found.append((live_bytes(), len(os.listdir("/proc/self/fd")), children()))
         restart_clock(self)
 
-    monkeypatch.setattr(train.RunLog, "restart_clock", watched)
-    argv = ["--preset=tiny", data("ICNet"), "--device=cpu", "--workers=1", "--log_every_steps=1", "--epochs=8"]
-    result = train.main(parse_args(module("ICNet", "presets"), [*argv, f"--output_dir={tmp_path / 'run'}"]))
+    monkeypatch.setattr(RunLog, "restart_clock", watched)
+    argv = ["--preset=tiny", data("ICNet"), "--device=cpu", "--workers=1", "--log_every_steps=1"]
+    result = carry_out("ICNet", *argv, epochs=8, max_steps=32, output_dir=tmp_path / "run")
     assert result["steps"] == 32
     once_in_each_epoch = found[:: len(found) // 8]
     first, last = once_in_each_epoch[2], once_in_each_epoch[-1]  # the first epochs make what later ones use again

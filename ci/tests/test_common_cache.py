@@ -1,4 +1,4 @@
-"""common/cache.py and its command: what is read from a cache is what would be decoded."""
+"""common/data/cache.py and its command: what is read from a cache is what would be decoded."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ci.tests.folders import FOLDERS, ROOT, module
-from common import cache
-from common.args import parse_args
-from common.cache import HEADER_BYTES, CachedReader, cached, check_cache
-from common.cityscapes import find_pairs, read_pair
+from ci.tests.folders import FOLDERS, ROOT, module, parsed
+from common.data import cache
+from common.data.cache import HEADER_BYTES, CachedReader, cached, check_cache
+from common.data.cityscapes import find_pairs, read_pair
 from common.errors import InputError
-from common.sample import draw
+from common.samples.layout import draw
+from common.tools import cache as command
 
 
 @pytest.fixture
@@ -302,46 +303,39 @@ def drawn(name: str, root: Path) -> Path:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_folder_trains_and_scores_on_the_same_items_with_a_cache(name, tmp_path, monkeypatch):
-    root, train = drawn(name, tmp_path / "data"), module(name, "train")
-    given = ["--preset", "tiny", "--data_path", str(root)]
-    plain = train.datasets(parse_args(module(name, "presets"), given))
+    given = {"preset": "tiny", "data_path": drawn(name, tmp_path / "data")}
+    build_datasets = module(name, "data").build_datasets
+    plain = build_datasets(parsed(name, **given))
     for _ in range(2):  # filling it, and from it
-        reading = train.datasets(parse_args(module(name, "presets"), [*given, "--cache", str(tmp_path / "cache")]))
-        check_cache(tmp_path / "cache", reading)
-        for one, other in zip(plain, reading, strict=True):
-            if one is not None:
-                keys = (
-                    [(epoch, index) for epoch in range(2) for index in range(2)] if one is plain[0] else range(len(one))
-                )
-                for key in keys:
-                    assert all(torch.equal(a, b) for a, b in zip(one[key], other[key], strict=True))
-    used = [Path(path) for dataset in plain if dataset is not None for pair in dataset.pairs for path in pair]
+        reading = build_datasets(parsed(name, **given, cache=tmp_path / "cache"))
+        check_cache(tmp_path / "cache", reading.used)
+        for one, other in zip(plain.used, reading.used, strict=True):
+            for key in product(range(2), range(2)) if one is plain.train else range(len(one)):
+                assert all(torch.equal(a, b) for a, b in zip(one[key], other[key], strict=True))
     monkeypatch.setattr(Image, "open", None)  # from now on nothing can be decoded
-    monkeypatch.setattr("common.decode._decode_png", None)
-    for dataset in reading:
-        if dataset is not None:
-            for pair in dataset.pairs:
-                dataset.read(pair)
-    assert len(used) >= 6
+    monkeypatch.setattr("common.data.decode._decode_png", None)
+    for dataset in reading.used:
+        for pair in dataset.pairs:
+            dataset.read(pair)
+    assert plain.train and plain.val and sum(map(len, plain.used)) >= 3
 
 
-def command(*flags) -> subprocess.CompletedProcess:
-    call = [sys.executable, "-m", "common.tools.cache", *map(str, flags)]
-    return subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
-
-
-def test_the_command_decodes_ahead_and_can_be_repeated(tmp_path):
+def test_the_command_decodes_ahead_and_can_be_repeated(tmp_path, capsys):
     root, folder = drawn("ICNet", tmp_path / "data"), tmp_path / "cache"
-    for _ in range(2):
-        done = command("--model", "ICNet", "--data_path", root, "--cache", folder)
-        assert done.returncode == 0, done.stderr
-        assert f"all 3 pictures are in {folder}, which holds 0.00 GB" in done.stdout
+    flags = ["--model", "ICNet", "--data_path", str(root), "--cache", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "common.tools.cache", *flags], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    command.main(flags)
+    for said in (done.stdout, capsys.readouterr().out):
+        assert f"all 3 pictures are in {folder}, which holds 0.00 GB" in said
     assert len(list(folder.glob("*.pair"))) == 3
     headers = [json.loads(path.read_bytes()[:HEADER_BYTES]) for path in folder.glob("*.pair")]
     assert {tuple(header["size"]) for header in headers} == {(48, 64)}
 
 
-def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
     root = drawn("ICNet", tmp_path / "data")
     next((root / "leftImg8bit" / "train").rglob("*.png")).write_bytes(b"nothing")
     for flags, message in (
@@ -351,6 +345,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
         (["--model", "ICNet", "--data_path", tmp_path / "nowhere", "--cache", tmp_path / "c"], "nowhere"),
         (["--model", "ICNet", "--data_path", root, "--cache", tmp_path / "c"], "cannot decode the image"),
     ):
-        done = command(*flags)
-        assert done.returncode == 2, done
-        assert message in done.stderr and "Traceback" not in done.stderr
+        with pytest.raises(SystemExit) as end:
+            command.main(list(map(str, flags)))
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and message in said and "Traceback" not in said

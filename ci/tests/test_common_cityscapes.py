@@ -1,10 +1,12 @@
+"""data/cityscapes.py: the label table, the pairs of a split, and what is said of a folder that does not fit."""
+
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from common.cityscapes import (
+from common.data.cityscapes import (
     CLASS_NAMES,
     KNOWN_LABEL_IDS,
     LABELS,

@@ -1,10 +1,10 @@
-"""common/cores.py: what a container may use."""
+"""common/device/cores.py: what a container may use."""
 
 import os
 
 import pytest
 
-from common import cores
+from common.device import cores
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
-"""common/cuda.py: whether a card can be used. Nobody needs one for it: what torch says of cards is put in its mouth."""
+"""device/cuda.py: whether a card can be used. Nobody needs one for it: what torch says of cards is put in its mouth."""
 
 import pytest
 import torch
 
-from common import cuda
-from common.device import World, find_device_type, has_bfloat16, why_this_device
+from common.device import cuda
+from common.device.world import World, find_device_type, has_bfloat16, why_this_device
 from common.errors import InputError
 
 TORCH_2_11 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # flags of a wheel for CUDA 13

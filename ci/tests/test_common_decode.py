@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import decode
-from common.decode import check_sizes, open_image, picture_size, read_image, read_label
+from common.data import decode
+from common.data.decode import check_sizes, open_image, picture_size, read_image, read_label
 from common.errors import InputError
 
 

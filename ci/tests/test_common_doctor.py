@@ -1,4 +1,4 @@
-"""common/tools/doctor.py: what it finds on a machine without accelerator, and that it is not easily contented."""
+"""common/tools/doctor*.py: what it finds on a machine without accelerator, and that it is not easily contented."""
 
 import importlib.util
 import json
@@ -14,12 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from ci.tests.folders import ROOT
-from common import decode
-from common.cores import cpu_cores
-from common.tools import doctor, trial_step
+from common.data import decode
+from common.device import npu
+from common.device.cores import cpu_cores
+from common.tools import doctor, doctor_machine, doctor_packages, trial_step
+from common.tools.doctor_devices import REMEDIES, _names, devices, training_step
+from common.tools.doctor_processes import processes
+from common.tools.doctor_report import Report
 
 COMMAND = [sys.executable, "-m", "common.tools.doctor"]
-TORCH = doctor._minor(torch.__version__)
+TORCH = doctor_packages.minor(torch.__version__)
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -149,6 +153,40 @@ def test_a_plugin_without_cann_names_the_library_and_the_script(tmp_path):
     assert str(home / "set_env.sh") in last
 
 
+@pytest.mark.parametrize(
+    "lacking", ["", "ASCEND_HOME_PATH ASCEND_OPP_PATH", "ASCEND_OPP_PATH", "opp", "runtime", "runtime compiler"]
+)
+def test_what_the_plugin_looks_for_in_cann_is_looked_for(lacking, tmp_path, monkeypatch, capsys):
+    home = tmp_path / "cann"
+    for part in ("opp", "runtime", "compiler"):
+        if part not in lacking.split():
+            (home / part).mkdir(parents=True)
+    (home / "set_env.sh").touch()
+    monkeypatch.setattr(npu, "CANN_FOLDERS", ())  # of the machine that the tests run on
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
+    for name, folder in (("ASCEND_HOME_PATH", home), ("ASCEND_OPP_PATH", home / "opp")):
+        if name in lacking.split():
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, str(folder))
+    monkeypatch.setattr(npu, "CANN_INSTALL_INFO", tmp_path / "info")
+    (tmp_path / "info").write_text(f"Install_Path={home}\n")
+    report = Report()
+    doctor_packages.ascend(report, torch)
+    found, said = report.sections["Ascend"]["for torch_npu"], "\n".join(report.missing)
+    if not lacking:
+        assert found == "its variables and folders are there" and "CANN: " not in said
+        return
+    words = [
+        f"{part} (not set)" if part.isupper()
+        else f"ASCEND_OPP_PATH={home}/opp (no such folder)" if part == "opp"
+        else f"{home}/{part} (no such folder)"
+        for part in lacking.split()
+    ]  # fmt: skip
+    assert found == f"lacking {', '.join(words)}"
+    assert f"CANN: torch_npu does not find what it needs of CANN: {', '.join(words)}; source {home}/set_env.sh " in said
+
+
 def test_a_plugin_of_another_torch_is_told_and_auto_goes_to_the_cpu(tmp_path):
     package(tmp_path, "torch_npu", "2.1.0.post12", NO_SYMBOL)
     done = run(path=str(tmp_path))
@@ -170,7 +208,8 @@ def lacking(monkeypatch):
             return importlib.import_module(name)
 
         # in this module alone: torch imports more of itself as it goes
-        monkeypatch.setattr(doctor, "importlib", SimpleNamespace(import_module=import_module, util=importlib.util))
+        replaced = SimpleNamespace(import_module=import_module, util=importlib.util)
+        monkeypatch.setattr(doctor_packages, "importlib", replaced)
         if {"imagecodecs", "cv2"} <= errors.keys():
             monkeypatch.setattr(decode, "decoder_name", lambda: "Pillow")
 
@@ -214,8 +253,8 @@ def test_an_old_torch_is_refused(monkeypatch, capsys):
 # ---- the machine
 
 
-def found(check, *arguments) -> doctor.Report:
-    report = doctor.Report()
+def found(check, *arguments) -> Report:
+    report = Report()
     check(report, *arguments)
     return report
 
@@ -229,8 +268,8 @@ def found(check, *arguments) -> doctor.Report:
     ],
 )
 def test_little_shared_memory_and_little_disk(monkeypatch, tmp_path, total, free, expected):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(total, 0, free))
-    report = found(doctor.machine, str(tmp_path / "not" / "there"))
+    monkeypatch.setattr(doctor_machine.shutil, "disk_usage", lambda path: Usage(total, 0, free))
+    report = found(doctor_machine.machine, str(tmp_path / "not" / "there"))
     assert [line[: len(start)] for line, start in zip(report.missing, expected, strict=True)] == expected
 
 
@@ -239,13 +278,13 @@ def test_limits_of_a_container(monkeypatch):
         "/sys/fs/cgroup/memory.max": f"{6 << 30}\n",
         "/proc/meminfo": "MemTotal:       16777216 kB\nMemFree: 1 kB\nMemAvailable:    8388608 kB\n",
     }
-    monkeypatch.setattr(doctor, "_read", lambda path: files[path])
-    monkeypatch.setattr(doctor, "cpu_quota", lambda: 2.5)
-    assert doctor._cpus().endswith("; at most 2.5 at a time")
-    assert doctor._memory() == "16.0 GiB, 8.0 GiB of it available; at most 6.0 GiB here"
+    monkeypatch.setattr(doctor_machine, "_read", lambda path: files[path])
+    monkeypatch.setattr(doctor_machine, "cpu_quota", lambda: 2.5)
+    assert doctor_machine._cpus().endswith("; at most 2.5 at a time")
+    assert doctor_machine._memory() == "16.0 GiB, 8.0 GiB of it available; at most 6.0 GiB here"
     files["/sys/fs/cgroup/memory.max"] = "max\n"
-    monkeypatch.setattr(doctor, "cpu_quota", lambda: None)
-    assert "at most" not in doctor._cpus() + doctor._memory()
+    monkeypatch.setattr(doctor_machine, "cpu_quota", lambda: None)
+    assert "at most" not in doctor_machine._cpus() + doctor_machine._memory()
 
 
 @pytest.mark.parametrize(
@@ -261,8 +300,8 @@ def test_the_driver_is_asked_and_may_not_answer(monkeypatch, tmp_path, body, exp
     program.write_text(f"#!/bin/sh\n{body}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(doctor, "DRIVER_SECONDS", 0.3 if "sleep" in body else 30)
-    report = found(doctor.machine, str(tmp_path))
+    monkeypatch.setattr(doctor_machine, "DRIVER_SECONDS", 0.3 if "sleep" in body else 30)
+    report = found(doctor_machine.machine, str(tmp_path))
     assert report.sections["machine"]["Ascend driver"].startswith(expected)
     assert report.sections["machine"]["Ascend devices"] == "no file /dev/davinci*"
 
@@ -273,16 +312,16 @@ def test_a_driver_for_cuda_and_a_torch_without(monkeypatch, tmp_path):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert found(doctor.machine, str(tmp_path)).sections["machine"]["NVIDIA driver"] == "550.54.14"
-    assert "CUDA: there is nvidia-smi" in found(doctor.devices, "cpu").missing[0]
+    assert found(doctor_machine.machine, str(tmp_path)).sections["machine"]["NVIDIA driver"] == "550.54.14"
+    assert "CUDA: there is nvidia-smi" in found(devices, "cpu").missing[0]
 
 
 def test_cards_are_counted_by_their_names(monkeypatch):
     cards = [("A", 40), ("B", 16), ("A", 40)]
     properties = [SimpleNamespace(name=name, total_memory=size << 30) for name, size in cards]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties[index])
-    assert doctor._names("cuda", 3) == "3: 2 x A, 40.0 GiB; 1 x B, 16.0 GiB"
-    assert doctor._names("cuda", 1) == "1: A, 40.0 GiB"
+    assert _names("cuda", 3) == "3: 2 x A, 40.0 GiB; 1 x B, 16.0 GiB"
+    assert _names("cuda", 1) == "1: A, 40.0 GiB"
 
 
 # ---- the training step
@@ -348,7 +387,7 @@ WRONG = {
 @pytest.mark.parametrize("place, name, function", WRONG.values(), ids=WRONG.keys())
 def test_wrong_numbers_are_noticed(monkeypatch, place, name, function):
     monkeypatch.setattr(place, name, function)
-    report = found(doctor.training_step, "cpu")
+    report = found(training_step, "cpu")
     assert len(report.problems) == 1
     assert report.problems[0].startswith("the training step on cpu in float32: WRONG: loss off by ")
 
@@ -361,25 +400,25 @@ def test_a_device_that_fails_is_the_last_line(monkeypatch, capsys):
     assert doctor.main(["--device", "cpu"]) == 1
     last = last_line(capsys.readouterr().out)
     assert last.startswith("NOT READY: the training step on cpu in float32: FAILS: RuntimeError: call aclnnConvolution")
-    assert "(EZ9999)" in last and doctor.REMEDIES["cpu"] in last
+    assert "(EZ9999)" in last and REMEDIES["cpu"] in last
 
 
 # ---- several processes
 
 
 def test_two_processes_sum_up(monkeypatch):
-    report = found(doctor.processes, "cpu", 2)
+    report = found(processes, "cpu", 2)
     assert report.problems == []
     assert report.sections == {"2 processes": {"all_reduce": "right: int64, and the training step in each of them"}}
 
 
 def test_a_process_that_fails_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # here, and not in the processes
-    report = found(doctor.processes, "cuda", 2)
+    report = found(processes, "cuda", 2)
     assert "InputError: --device cuda cannot be used" in report.problems[0]
     assert report.problems[0].startswith("2 processes on cuda: process ")
 
 
 def test_more_processes_than_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert "--devices 8 and 2 cuda device(s) found; use --devices 2" in found(doctor.processes, "cuda", 8).problems[0]
+    assert "--devices 8 and 2 cuda device(s) found; use --devices 2" in found(processes, "cuda", 8).problems[0]

@@ -1,27 +1,39 @@
-"""common/evaluate.py: the confusion matrix of a data set, however it is divided."""
+"""common/scores/evaluate.py: the confusion matrix of a data set, however it is divided."""
 
 import socket
 import weakref
-from contextlib import nullcontext
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import multiprocessing
 
-from ci.tests.common_workers import (
-    CLASSES,
-    Scenes,
-    samples_of_steps,
-    score_in_one_of_two_processes,
-    seeded_model,
-    synchronized_step,
-    world,
-)
+from ci.tests.common_workers import CLASSES, Scenes, seeded_model, world
+from ci.tests.folders import FOLDERS, module, parsed
 from ci.tests.samples import Finished
-from common import evaluate as evaluate_module
-from common.evaluate import evaluate, evaluate_only, example_predictions
-from common.metrics import ConfusionMatrix
+from ci.tests.two_processes import evaluate_in_one_of_two_processes, samples_of_steps, synchronized_step
+from common import run as run_module
+from common.data.pictures import DatasetInfo
+from common.record.log import RunLog
+from common.run import Run
+from common.scores import evaluate as evaluate_module
+from common.scores.evaluate import Evaluation, evaluate, example_panels
+from common.scores.metrics import ConfusionMatrix
+
+PALETTE = ((10, 20, 30), (40, 50, 60), (70, 80, 90), (100, 110, 120))
+
+
+class Shown(Scenes):
+    """Scenes that know how they are shown and scored."""
+
+    info = DatasetInfo(("a", "b", "c", "d"), PALETTE, check_pairs=None, mean=(0, 0, 0), std=(1, 1, 1))
+
+    def metric(self, world) -> ConfusionMatrix:
+        return ConfusionMatrix(CLASSES, device=world.device)
+
+
+def matrix_of(model, dataset, batch_size=2, at=None, **how) -> ConfusionMatrix:
+    return evaluate(model, dataset, ConfusionMatrix(CLASSES), Evaluation(at or world(), batch_size, **how))
 
 
 def counts_of_a_plain_loop(model, dataset) -> torch.Tensor:
@@ -50,18 +62,13 @@ def test_the_plain_loop_predicts_several_classes(expected):
 
 @pytest.mark.parametrize("batch, workers", [(1, 0), (2, 0), (3, 1), (16, 0)])
 def test_counts_equal_a_plain_loop_for_any_batch_size(expected, batch, workers):
-    assert torch.equal(
-        evaluate(seeded_model(), Scenes(7), ConfusionMatrix(CLASSES), batch, world(), workers).counts, expected
-    )
+    assert torch.equal(matrix_of(seeded_model(), Scenes(7), batch, workers=workers).counts, expected)
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_the_shares_of_all_processes_sum_to_the_matrix_of_one(monkeypatch, expected, size):
     monkeypatch.setattr(evaluate_module, "share_buffers", lambda model, world: None)  # there are no other processes
-    shares = [
-        evaluate(seeded_model(), Scenes(7), ConfusionMatrix(CLASSES), 2, world(rank, size), 0).counts
-        for rank in range(size)
-    ]
+    shares = [matrix_of(seeded_model(), Scenes(7), at=world(rank, size)).counts for rank in range(size)]
     assert torch.equal(sum(shares), expected)
     assert not any(torch.equal(share, expected) for share in shares)
 
@@ -72,8 +79,8 @@ def test_the_model_is_scored_in_eval_mode_and_left_as_it_was(training):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = []
     model.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
-    evaluate(model, Scenes(3), ConfusionMatrix(CLASSES), 2, world(), 0)
-    example_predictions(model, Scenes(3), 1, world())
+    matrix_of(model, Scenes(3))
+    example_panels(model, Shown(3), 1, Evaluation(world()))
     assert set(modes) == {(False, False)}
     assert model.training is training and model.norm.training is training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -87,8 +94,8 @@ def test_the_forward_pass_runs_in_the_given_context():
     def bf16():
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
-    evaluate(model, Scenes(2), ConfusionMatrix(CLASSES), 2, world(), 0, bf16)
-    example_predictions(model, Scenes(2), 1, world(), bf16)
+    matrix_of(model, Scenes(2), autocast=bf16)
+    example_panels(model, Shown(2), 1, Evaluation(world(), autocast=bf16))
     assert set(seen) == {torch.bfloat16}
 
 
@@ -98,7 +105,7 @@ def test_kernels_are_searched_for_the_first_shapes_alone(monkeypatch):
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", wanted)
         model, seen = seeded_model(), []
         model.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.backends.cudnn.benchmark))
-        evaluate(model, Scenes(4), ConfusionMatrix(CLASSES), 1, world(), 0)
+        matrix_of(model, Scenes(4), batch_size=1)
         assert seen == expected
         assert torch.backends.cudnn.benchmark is wanted
 
@@ -109,33 +116,40 @@ def test_the_logits_of_a_batch_are_gone_before_the_next_is_computed():
     model.register_forward_pre_hook(lambda *_: before.append([logits() for logits in alive]))
     alive = []
     model.register_forward_hook(lambda module, images, logits: alive.append(weakref.ref(logits)))
-    evaluate(model, Scenes(4), ConfusionMatrix(CLASSES), 1, world(), 0)
+    matrix_of(model, Scenes(4), batch_size=1)
     assert before == [[], [None], [None] * 2, [None] * 3]
 
 
-def test_the_rate_of_an_evaluation_is_taken_when_the_device_has_finished(monkeypatch):
+def test_the_rate_of_an_evaluation_is_taken_when_the_device_has_finished(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(evaluate_module, "evaluate", lambda *_: order.append("evaluated"))
-    monkeypatch.setattr(evaluate_module, "synchronize", lambda world: order.append("finished"))
-    log = SimpleNamespace(
-        rate=lambda images, seconds: order.append("rate"), eval=lambda *_: None, finish=lambda: {"of": "the run"}
-    )
-    metric = ConfusionMatrix(CLASSES)
-    assert evaluate_only(log, None, Scenes(4), metric, 1, world(), 0, nullcontext) == {"of": "the run"}
+
+    def told(name, real):
+        return lambda *arguments: (order.append(name), real(*arguments))[1]
+
+    monkeypatch.setattr(run_module, "evaluate", told("evaluated", evaluate))
+    monkeypatch.setattr(run_module, "synchronize", told("finished", run_module.synchronize))
+    monkeypatch.setattr(RunLog, "rate", told("rate", RunLog.rate))
+    (tmp_path / "weights.pt").touch()
+    words = ["--preset=tiny", "--device=cpu", "--evaluate", f"--checkpoint={tmp_path / 'weights.pt'}"]
+    run = Run(parsed(FOLDERS[0], *words, output_dir=tmp_path / "run"), module(FOLDERS[0], "presets"))
+    run.join()
+    result = run.evaluate_checkpoint(seeded_model(), Shown(4))
     assert order == ["evaluated", "finished", "rate"]
+    assert result["images_per_second"] > 0 and result["miou"] == matrix_of(seeded_model(), Scenes(4)).miou()
 
 
-def test_example_predictions():
-    model = seeded_model()
-    examples = example_predictions(model, Scenes(4), 3, world())
-    assert len(examples) == 3
-    for index, (image, target, prediction) in enumerate(examples):
-        true_image, true_target = Finished(Scenes(4))[index]
-        assert torch.equal(image, true_image) and torch.equal(target, true_target)
-        assert torch.equal(prediction, model.eval()(true_image[None])[0].argmax(0))
-        assert prediction.dtype == torch.int64
-    assert len(example_predictions(model, Scenes(2), 3, world())) == 2
-    assert example_predictions(model, Scenes(2), 3, world(1, 2)) == []
+def test_example_panels_show_picture_truth_and_prediction():
+    model, images = seeded_model(), Shown(4)
+    panels = example_panels(model, images, 3, Evaluation(world()))
+    assert len(panels) == 3
+    colours = np.array([*PALETTE, *[(0, 0, 0)] * 252], np.uint8)  # what is ignored is black
+    for index, panel in enumerate(panels):
+        image, target, _ = images[index]
+        prediction = model.eval()(Finished(images)[index][0][None])[0].argmax(0)
+        expected = (image.numpy(), colours[target.numpy()], colours[prediction.numpy()])
+        assert panel.dtype == np.uint8 and np.array_equal(panel, np.concatenate(expected, axis=1))
+    assert len(example_panels(model, Shown(2), 3, Evaluation(world()))) == 2
+    assert example_panels(model, Shown(2), 3, Evaluation(world(1, 2))) == []
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +159,7 @@ def seen(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (folder / "port").write_text(str(free.getsockname()[1]))
-    multiprocessing.spawn(score_in_one_of_two_processes, (folder,), nprocs=2)
+    multiprocessing.spawn(evaluate_in_one_of_two_processes, (folder,), nprocs=2)
     return folder, [torch.load(folder / f"seen_by_{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -185,8 +199,8 @@ def test_two_processes_read_in_each_step_what_one_reads_in_the_same_order(seen):
 def test_a_loss_that_is_nan_on_one_process_stops_both_at_the_same_step(seen):
     folder, both = seen
     for one in both:
-        assert one["stopped"].startswith("the loss is nan at step 3 of 4")
-    assert "nan at step 3" in (folder / "run" / "train.log").read_text()
+        assert one["stopped"].startswith("the loss is nan (its main term) at step 3 of 4;")
+    assert "nan (its main term) at step 3" in (folder / "run" / "train.log").read_text()
 
 
 def test_synchronized_batch_norm_is_that_of_one_process_with_all_images(seen):

@@ -172,14 +172,22 @@ def test_without_cann_nothing_of_it_is_set_or_said(tree):
 CANN = """
 export FAKE_CANN="{name}"
 export LD_LIBRARY_PATH="/fake:$LD_LIBRARY_PATH"
-export ASCEND_HOME_PATH=/fake
+export ASCEND_HOME_PATH="{home}"
+export ASCEND_OPP_PATH="{home}/opp"
 [ -n "$NEVER_SET_ANYWHERE" ]
 """
 
 
+def cann_home(folder: Path) -> Path:
+    """The folders of it that torch_npu looks for."""
+    for part in ("opp", "runtime", "compiler"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def install_cann(folder: Path, name: str, before: str = "") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "set_env.sh").write_text(before + CANN.format(name=name))
+    home = cann_home(folder / "latest" if folder.name == "ascend-toolkit" else folder)
+    (folder / "set_env.sh").write_text(before + CANN.format(name=name, home=home))
 
 
 def tell_install_path(tmp_path: Path, path: Path) -> None:
@@ -271,11 +279,60 @@ def test_the_places_are_tried_in_order(tree, tmp_path):
 @pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"])
 def test_an_environment_that_is_set_already_stays(tree, tmp_path, name):
     install_cann(tmp_path / "home" / "Ascend" / "cann", "another one")
-    values, run = sourced(tree, "-eu", **{name: "/chosen"})
-    assert values[name] == "/chosen"
+    chosen = cann_home(tmp_path / "chosen")
+    values, run = sourced(tree, "-eu", **{name: str(chosen), "ASCEND_OPP_PATH": str(chosen / "opp")})
+    assert values[name] == str(chosen)
     assert "FAKE_CANN" not in values
     assert values["TASK_QUEUE_ENABLE"] == "2"
     assert run.stderr == "code 0, same options\n"
+
+
+@EACH_SHELL
+@pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"])
+@pytest.mark.parametrize("folder, home", [("mine", "mine"), ("ascend-toolkit", "ascend-toolkit/latest")])
+def test_a_home_without_the_rest_of_the_environment_is_sourced(tree, tmp_path, folder, home, name, options):
+    """As images with the one variable have it; torch_npu wants ASCEND_OPP_PATH too. No other CANN takes its place."""
+    install_cann(tmp_path / folder, "the chosen one")
+    install_cann(tmp_path / "home" / "Ascend" / "cann", "another one")
+    values, run = sourced(tree, options, **{name: str(tmp_path / home)})
+    assert (values["FAKE_CANN"], run.stderr) == ("the chosen one", "code 0, same options\n")
+    assert values["ASCEND_OPP_PATH"] == str(tmp_path / home / "opp")
+
+
+@EACH_SHELL
+@pytest.mark.parametrize("lacking", ["ASCEND_OPP_PATH", "opp", "runtime", "compiler", "runtime compiler"])
+def test_what_an_environment_that_is_set_lacks_is_one_line(tree, tmp_path, lacking, options):
+    chosen = cann_home(tmp_path / "chosen")
+    given = {"ASCEND_HOME_PATH": str(chosen), "ASCEND_OPP_PATH": str(chosen / "opp")}
+    words = {"ASCEND_OPP_PATH": "ASCEND_OPP_PATH (not set)", "opp": f"ASCEND_OPP_PATH={chosen}/opp (no such folder)"}
+    for part in lacking.split():
+        words.setdefault(part, f"{chosen}/{part} (no such folder)")
+        if part == "ASCEND_OPP_PATH":
+            del given[part]
+        else:
+            (chosen / part).rmdir()
+    values, run = sourced(tree, options, **given)
+    assert not set(DEFAULTS) & set(values)
+    assert run.stderr.splitlines() == [
+        "env_npu.sh: torch_npu does not find what it needs of CANN: "
+        f"{', '.join(words[part] for part in lacking.split())}; source its set_env.sh in this shell, or install CANN's "
+        "toolkit and the operators of the chip (ops, kernels) anew",
+        "code 1, same options",
+    ]
+
+
+@EACH_SHELL
+def test_what_an_installation_lacks_is_one_line_and_nothing_is_set(tree, tmp_path, options):
+    home = tmp_path / "home" / "Ascend" / "cann"
+    install_cann(home, "incomplete")
+    (home / "compiler").rmdir()
+    values, run = sourced(tree, options)
+    assert not {"FAKE_CANN", "ASCEND_HOME_PATH", *DEFAULTS} & set(values)
+    assert run.stderr.splitlines() == [
+        f"env_npu.sh: torch_npu does not find what it needs of CANN: {home}/compiler (no such folder); install CANN's "
+        "toolkit and the operators of the chip (ops, kernels) anew",
+        "code 1, same options",
+    ]
 
 
 def test_values_of_the_user_stay(tree, tmp_path):
@@ -349,4 +406,5 @@ def test_nothing_but_the_environment_is_left_behind(tree, tmp_path, with_cann):
     run = subprocess.run(["bash", "-c", command], cwd=tree, env=environment(tree), capture_output=True, text=True)
     assert run.stderr == "" if with_cann else run.stderr.count("\n") == 1
     new = {line[2:] for line in run.stdout.splitlines()}
-    assert new == ({*DEFAULTS, "FAKE_CANN", "LD_LIBRARY_PATH", "ASCEND_HOME_PATH"} if with_cann else set())
+    of_cann = {"FAKE_CANN", "LD_LIBRARY_PATH", "ASCEND_HOME_PATH", "ASCEND_OPP_PATH"}
+    assert new == ({*DEFAULTS, *of_cann} if with_cann else set())

@@ -1,4 +1,4 @@
-"""common/losses.py against sums over single pixels."""
+"""common/step/losses.py against sums over single pixels."""
 
 import math
 import weakref
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ci.tests.operators import Operators
-from common.losses import cross_entropy, upsampled_cross_entropy
+from common.step.losses import cross_entropy, upsampled_cross_entropy
 
 
 def pixel_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:

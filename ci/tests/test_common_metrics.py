@@ -1,3 +1,5 @@
+"""common/scores/metrics.py against mmsegmentation, torchmetrics, cityscapesScripts and counting by hand."""
+
 import json
 import math
 from pathlib import Path
@@ -6,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.cityscapes import LABELS, TRAIN_ID_OF_LABEL_ID
-from common.metrics import ConfusionMatrix
+from common.data.cityscapes import LABELS, TRAIN_ID_OF_LABEL_ID
+from common.scores.metrics import ConfusionMatrix
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFEST = json.loads((GOLDEN / "metrics.json").read_text())
@@ -165,10 +167,22 @@ def test_ignored_pixels_do_not_count_whatever_their_value(ignore_index):
     assert matrix.counts.sum() == 2
 
 
+@pytest.mark.parametrize("case", CONFUSION_CASES)
+def test_pixels_are_those_that_are_counted(case):
+    """The scores of a batch that is counted twice are the same; the number of pixels tells."""
+    label, prediction = golden_maps(case, "label", "pred")
+    once, twice = golden_matrix(case), golden_matrix(case)
+    twice.update(prediction, label)
+    assert once.pixels() == (label != MANIFEST[case]["ignore_index"]).sum().item() > 0
+    assert twice.pixels() == 2 * once.pixels()
+    assert twice.scores() == pytest.approx(once.scores())
+
+
 def test_without_a_labelled_pixel_every_score_is_nan():
     matrix = ConfusionMatrix(3)
     matrix.update(torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), 255))
     assert all(math.isnan(score) for score in matrix.scores().values())
+    assert matrix.pixels() == 0
 
 
 @pytest.mark.parametrize(
@@ -217,7 +231,7 @@ def test_counts_beyond_the_whole_numbers_of_float32():
     assert matrix.counts.tolist() == [[2**24, 2**24], [2**24, 2**24 + 1]]
 
 
-READINGS = ["counts", "scores", "class_scores", "iou", "pixel_accuracy"]
+READINGS = ["counts", "scores", "class_scores", "iou", "pixel_accuracy", "pixels"]
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -236,7 +250,7 @@ def test_an_id_that_is_no_class_is_refused_by_every_process(monkeypatch):
     """Were it one of them alone, the others would wait for it."""
     ours, theirs = ConfusionMatrix(3), ConfusionMatrix(3)
     theirs.update(torch.zeros(1, 1, 1).long(), torch.full((1, 1, 1), 7))
-    monkeypatch.setattr("common.metrics.sum_over_ranks", lambda bins: bins.add_(theirs.bins))
+    monkeypatch.setattr("common.scores.metrics.sum_over_ranks", lambda bins: bins.add_(theirs.bins))
     ours.sum_over_ranks()
     with pytest.raises(ValueError, match="beyond 2"):
         ours.scores()

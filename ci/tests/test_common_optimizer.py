@@ -1,4 +1,4 @@
-"""common/optimizer.py: one pass over the weights, whatever lies how in memory."""
+"""common/step/optimizer.py: one pass over the weights, whatever lies how in memory."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from ci.tests.operators import Operators
-from common import optimizer
-from common.device import World
+from common.device.world import World
 from common.errors import InputError
-from common.optimizer import check_source, fused_optimizer
+from common.step import optimizer
+from common.step.optimizer import check_source, fused_optimizer
 
 KINDS = [(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}), (torch.optim.Adam, {"weight_decay": 0.01})]
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

@@ -1,13 +1,17 @@
+"""common/scores/predict.py: which pictures are taken, what is written for each, and what is refused."""
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from common.checkpoint import FORMAT
+from common.data.pictures import DatasetInfo
 from common.errors import InputError
-from common.predict import colour, find_images, overlay, panel, parse_predict_args, predict
+from common.record.checkpoint import FORMAT
+from common.scores.predict import colour, find_images, overlay, panel, parse_predict_args, predict
 
 PALETTE = [(10, 20, 30), (40, 50, 60), (255, 0, 1)]
+INFO = DatasetInfo(("red", "green", "blue"), PALETTE, check_pairs=None)
 RED, GREEN, BLUE = (200, 10, 10), (10, 200, 10), (10, 10, 200)
 
 
@@ -32,7 +36,7 @@ def from_reference(content):
     return {name.removeprefix("module."): value for name, value in content.items()}
 
 
-def to_tensor(image):
+def to_tensor(image, options):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 
@@ -60,11 +64,11 @@ def draw(path, rows):
     return path
 
 
-def run(source, checkpoint, output, num_classes=3):
+def run(source, checkpoint, output, build_model=BrightestChannel, info=INFO, to_input=to_tensor):
     sources = source if isinstance(source, list) else [source]
     argv = ["--checkpoint", checkpoint, "--input", *sources, "--output", output, "--device", "cpu"]
     args = parse_predict_args({"backbone": ["small", "large"]}, "Tries it.", [str(part) for part in argv])
-    return predict(args, BrightestChannel, from_reference, to_tensor, PALETTE, num_classes)
+    return predict(args, build_model, from_reference, info, to_input)
 
 
 def pixels(path):
@@ -72,7 +76,7 @@ def pixels(path):
         return picture.mode, np.asarray(picture).tolist()
 
 
-# ---- colours ---------------------------------------------------------------------------------------------------------
+# ---- colours
 
 
 def test_each_class_has_its_colour_and_ignored_pixels_are_black():
@@ -97,7 +101,7 @@ def test_a_panel_shows_picture_truth_and_prediction_from_left_to_right():
     assert got.tolist() == [[[99] * 3, [10, 20, 30], [40, 50, 60]], [[99] * 3, [0, 0, 0], [255, 0, 1]]]
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- images
 
 
 def test_images_of_a_folder_and_of_those_in_it_are_sorted(tmp_path):
@@ -130,7 +134,7 @@ def test_a_source_without_images_is_explained(tmp_path):
         find_images(tmp_path)
 
 
-# ---- flags -----------------------------------------------------------------------------------------------------------
+# ---- flags
 
 
 def test_the_first_choice_of_an_option_is_its_default():
@@ -157,7 +161,7 @@ def test_a_wrong_flag_ends_with_a_usage_error(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-# ---- predict ---------------------------------------------------------------------------------------------------------
+# ---- predict
 
 
 def test_masks_overlays_and_ids_are_exact_and_of_the_picture_s_own_odd_size(tmp_path):
@@ -234,6 +238,38 @@ def test_a_checkpoint_of_ours_decides_its_options_itself(tmp_path):
     assert pixels(tmp_path / "out" / "a_ids.png")[1] == [[1, 1], [1, 1]]
 
 
+def inputs_of_the_network(tmp_path, monkeypatch, **options) -> torch.Tensor:
+    """What the network is given of a red picture."""
+    seen, forward = [], BrightestChannel.forward
+    monkeypatch.setattr(
+        BrightestChannel, "forward", lambda self, images: (seen.append(images), forward(self, images))[1]
+    )
+    draw(tmp_path / "a.png", [[RED] * 3] * 2)
+    run(tmp_path / "a.png", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out", **options)
+    return seen[0]
+
+
+def test_a_picture_is_normalised_as_its_data_set_is(tmp_path, monkeypatch):
+    mean, std = (0.5, 0.25, 0.125), (0.5, 0.25, 0.2)
+    images = inputs_of_the_network(tmp_path, monkeypatch, info=INFO._replace(mean=mean, std=std), to_input=None)
+    assert images.shape == (1, 3, 2, 3) and images.dtype == torch.float32
+    expected = [(value / 255 - m) / s for value, m, s in zip(RED, mean, std, strict=True)]
+    assert images[0, :, 1, 2].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_folder_may_make_the_input_itself_by_the_options_of_its_network(tmp_path, monkeypatch):
+    given = []
+
+    def to_input(image, options):
+        given.append((image.size, options))
+        return torch.zeros(3, 4, 4)
+
+    images = inputs_of_the_network(tmp_path, monkeypatch, to_input=to_input)
+    assert given == [((3, 2), {"num_classes": 3, "backbone": "small"})]
+    assert torch.equal(images, torch.zeros(1, 3, 4, 4))
+    assert np.asarray(Image.open(tmp_path / "out" / "a_ids.png")).shape == (2, 3)
+
+
 def cut_off(path):
     our_checkpoint(path)
     path.write_bytes(path.read_bytes()[:200])
@@ -298,7 +334,7 @@ def test_a_picture_that_is_too_large_for_the_device_is_named(tmp_path, monkeypat
     def segment(*_):
         raise errors[0]
 
-    monkeypatch.setattr("common.predict.segment", segment)
+    monkeypatch.setattr("common.scores.predict.segment", segment)
     checkpoint = our_checkpoint(tmp_path / "best.pt")
     with pytest.raises(InputError, match=r"a\.png \(4 x 2\) needs more memory than cpu has; make the picture smaller"):
         run(tmp_path / "in", checkpoint, tmp_path / "out")
@@ -357,7 +393,5 @@ def test_a_single_logit_is_foreground_above_zero_and_brought_to_the_size_of_the_
     weights = {"shift": torch.tensor(0.5)}
     checkpoint = our_checkpoint(tmp_path / "b.pt", model_class="Foreground", options={"num_classes": 1}, model=weights)
     picture = draw(tmp_path / "one.png", [[RED] * 4 + [BLUE] * 4] * 4)
-    argv = ["--checkpoint", str(checkpoint), "--input", str(picture), "--output", str(tmp_path / "out")]
-    args = parse_predict_args({}, "", [*argv, "--device", "cpu"])
-    predict(args, Foreground, from_reference, to_tensor, PALETTE, 1)
+    run(picture, checkpoint, tmp_path / "out", Foreground, INFO._replace(channels=1))
     assert pixels(tmp_path / "out" / "one_ids.png") == ("L", [[1] * 4 + [0] * 4] * 4)

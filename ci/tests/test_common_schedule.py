@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from common.schedule import cosine_epochs, due, linear_tail, poly, set_lr
+from common.data.order import Length
+from common.run import Run
+from common.step.schedule import cosine_epochs, linear_tail, poly, set_lr
 
 SCHEDULES = json.loads((Path(__file__).parent / "golden" / "lr_schedules.json").read_text())
 
@@ -124,9 +127,10 @@ def test_the_initial_rate_survives_saving_and_loading_the_optimizer(tmp_path):
         (3, 9, [2, 5, 8]),
         (3, 10, [2, 5, 8, 9]),  # the last step too
         (1, 4, [0, 1, 2, 3]),
-        (0, 5, [4]),  # 0: at the end alone
+        (0, 5, []),  # 0: never
         (20, 5, [4]),
     ],
 )
 def test_due_after_every_so_many_steps_and_after_the_last(every_steps, total_steps, expected):
-    assert [step for step in range(total_steps) if due(step, every_steps, total_steps)] == expected
+    run = SimpleNamespace(length=Length(1, total_steps, total_steps))
+    assert [step for step in range(total_steps) if Run.due(run, step, every_steps)] == expected

@@ -1,13 +1,18 @@
 """Commands of common/tools."""
 
+import ast
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from ci.tests.folders import ROOT
-from common.tools.complexity import complexity
+from common.tools.__main__ import commands
+from common.tools.complexity import complexity, main
 
 
 def network(width: int) -> nn.Module:
@@ -26,10 +31,54 @@ def test_complexity_of_a_network_takes_no_memory():
     assert parameters == 3 * 10**9  # 12 GB
 
 
-def test_the_command_lists_what_it_is_asked_for():
-    command = [sys.executable, "-m", "common.tools.complexity"]
-    done = subprocess.run([*command, "ICNet"], cwd=ROOT, capture_output=True, text=True)
+def test_the_command_lists_what_it_is_asked_for(capsys):
+    command = [sys.executable, "-m", "common.tools.complexity", "ICNet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:2] == ["ICNet", "26,249,376"]
-    wrong = subprocess.run([*command, "NoNet"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "no model NoNet" in wrong.stderr
+    with pytest.raises(SystemExit) as end:
+        main(["NoNet"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and "no model NoNet" in said
+
+
+# ---- how they are started
+
+
+def first_statements(path: Path) -> str:
+    """Those of a script up to the one that makes the root importable."""
+    statements = ast.parse(path.read_text(encoding="utf-8")).body[1:]  # without the docstring
+    last = next(index for index, node in enumerate(statements) if isinstance(node, ast.If))
+    return "\n".join(map(ast.unparse, statements[: last + 1]))
+
+
+@pytest.mark.parametrize("name", commands())
+def test_commands_begin_as_a_train_py_does(name):
+    ours, theirs = (first_statements(ROOT / path) for path in (f"common/tools/{name}.py", "ICNet/train.py"))
+    assert "sys.path.insert" in ours and ours.replace("parents[2]", "parents[1]") == theirs
+
+
+@pytest.mark.parametrize("name", commands())
+def test_commands_start_in_a_folder_too(name):
+    command = [sys.executable, f"../common/tools/{name}.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT / "ICNet", capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+
+
+def test_no_file_here_hides_a_module_of_that_name():
+    """The folder of a script comes before the packages on the import path."""
+    names = {path.stem for path in (ROOT / "common" / "tools").glob("[!_]*.py")}
+    assert not names & (sys.stdlib_module_names | packages_distributions().keys())
+
+
+def test_the_commands_are_listed_without_importing_them():
+    code = (
+        "import runpy, sys\n"
+        "runpy.run_module('common.tools', run_name='__main__')\n"
+        "assert not {'torch', 'numpy', 'PIL', 'common.args'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _, *lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["benchmark", "cache", "complexity", "doctor"] == list(commands())
+    assert all(len(line.split(maxsplit=1)[1]) > 20 and len(line) < 120 for line in lines)

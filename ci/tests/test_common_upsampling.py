@@ -1,4 +1,4 @@
-"""common/upsampling.py against the enlargement and the convolution that it stands for."""
+"""common/nets/upsampling.py against the enlargement and the convolution that it stands for."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.upsampling import UpsampledConv2d, doubling_kernel
+from common.nets.upsampling import UpsampledConv2d, doubling_kernel
 
 
 def case(bias: bool = True, layout=torch.contiguous_format) -> tuple[UpsampledConv2d, torch.Tensor]:

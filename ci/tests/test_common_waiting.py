@@ -1,8 +1,8 @@
-"""common/waiting.py: when a run is told that it waits for its data, and what it is told."""
+"""common/data/waiting.py: when a run is told that it waits for its data, and what it is told."""
 
 import pytest
 
-from common.waiting import DataWait, Reading, remedy
+from common.data.waiting import DataWait, Reading, remedy
 
 FREE, BUSY = {"cores": 16, "workers": 4}, {"cores": 16, "workers": 15}
 

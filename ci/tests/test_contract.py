@@ -1,24 +1,31 @@
 """What every model folder must do, run over all of them with tiny shapes."""
 
+import contextlib
 import inspect
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from ci.tests.folders import FOLDERS, ROOT, module
+from ci.tests.folders import FOLDERS, ROOT, built, carry_out, command_line, module, parsed
+from ci.tests.runs import assert_same_state, forked, in_two_processes, last_checkpoint, metric_rows
+from common import IGNORE_INDEX
 from common.args import parse_args
 from common.errors import Diverged, InputError
-from common.sample import draw
+from common.run import launch
+from common.samples.layout import draw
 
 # The flags of each original README and of its scripts, with a value, and what they mean here.
 ORIGINAL_FLAGS = {
@@ -182,7 +189,7 @@ ORIGINAL_FLAGS = {
 }
 # What every run here has in common; sizes and network are those of the folder's preset `tiny`.
 TINY = {"preset": "tiny", "device": "cpu", "workers": 0, "log_every_steps": 1, "seed": 3, "deterministic": 1}
-STEPS = 8  # of the preset: two epochs of four steps
+EPOCHS, STEPS = 2, 8  # with an evaluation after each epoch of four steps
 
 pytestmark = pytest.mark.parametrize("folder", FOLDERS)
 
@@ -199,6 +206,15 @@ def data(tmp_path_factory) -> Callable[[str], Path]:
     return drawn
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The processes of these tests compute alike, bit for bit, whatever OMP_NUM_THREADS is."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def build(folder: str, **options) -> torch.nn.Module:
     """The network of the folder's preset `tiny`."""
     build_model = module(folder, "model").build_model
@@ -207,60 +223,48 @@ def build(folder: str, **options) -> torch.nn.Module:
     return build_model(**{name: value for name, value in tiny.items() if name in known} | options)
 
 
-def command_line(data, output_dir, **flags) -> list[str]:
-    values = {**TINY, "data_path": data, "output_dir": output_dir, **flags}
-    return [f"--{name}={value}" for name, value in values.items()]
+def loss_of(folder: str, outputs, target) -> torch.Tensor:
+    return sum(module(folder, "model").training_loss(outputs, target).values())
+
+
+def flags_of(folder: str, data, output_dir, **flags) -> dict:
+    """Those of every run here, and over them the ones that are given."""
+    counts_steps = "eval_every_steps" in module(folder, "presets").BASE
+    evaluations = {"eval_every_steps": STEPS // EPOCHS} if counts_steps else {}
+    return {**TINY, "epochs": EPOCHS, **evaluations, "data_path": data(folder), "output_dir": output_dir, **flags}
 
 
 def train(folder: str, data, output_dir, **flags) -> dict:
-    """Run the folder's main in this process; returns its result."""
+    """A run in this process; returns its result."""
     threads = torch.get_num_threads()
     try:
-        return module(folder, "train").main(
-            parse_args(module(folder, "presets"), command_line(data(folder), output_dir, **flags))
-        )
+        return carry_out(folder, **flags_of(folder, data, output_dir, **flags))
     finally:
-        torch.use_deterministic_algorithms(False)
         assert torch.get_num_threads() == threads
 
 
-def start(folder: str, data, output_dir, **flags) -> subprocess.Popen:
-    """Start the folder's train.py as a user does."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / folder / "train.py", *command_line(data(folder), output_dir, **flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+class Finished(NamedTuple):
+    """A run that has come to its end."""
+
+    output_dir: Path
+    result: dict
+    printed: str
 
 
-def last_checkpoint(output_dir) -> dict:
-    return torch.load(Path(output_dir) / "checkpoints" / "last.pt", weights_only=True)
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Callable[[str], Finished]:
+    """finished(folder) -> the run of all eight steps, done once: tests leave its folder as it is."""
+    done = {}
 
+    def run(folder: str) -> Finished:
+        if folder not in done:
+            output_dir = tmp_path_factory.mktemp(folder) / "whole"
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                result = train(folder, data, output_dir)
+            done[folder] = Finished(output_dir, result, printed.getvalue())
+        return done[folder]
 
-def flat(value, name="") -> dict:
-    """Every leaf of nested dictionaries and lists, by its path."""
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{name}/{key}").items()}
-    if isinstance(value, list):
-        return {k: v for key, item in enumerate(value) for k, v in flat(item, f"{name}/{key}").items()}
-    return {name: value}
-
-
-def assert_same_state(ours: dict, theirs: dict) -> None:
-    """Bit for bit: weights, statistics, momentum, scaler, schedule."""
-    kept = [key for key in ours if key != "best"]  # a run that stops on the way is scored there, once more
-    ours, theirs = flat({key: ours[key] for key in kept}), flat({key: theirs[key] for key in kept})
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
-        assert same, name
-
-
-def metric_rows(output_dir, kind: str) -> list[dict]:
-    rows = [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == kind]
+    return run
 
 
 # ---- the model
@@ -290,7 +294,7 @@ def test_a_checkpoint_says_how_to_build_its_model(folder):
 
 def test_own_names_pass_from_reference_unchanged(folder):
     state = build(folder).state_dict()
-    assert list(module(folder, "model").from_reference(state)) == list(state)
+    assert list(module(folder, "weights").from_reference(state)) == list(state)
 
 
 def test_a_shape_that_does_not_fit_says_which_would(folder):
@@ -299,7 +303,6 @@ def test_a_shape_that_does_not_fit_says_which_would(folder):
 
 
 def test_loss_falls_on_one_repeated_batch(folder):
-    training_loss = module(folder, "model").training_loss
     torch.manual_seed(0)
     model = build(folder).train()
     images, target = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64)
@@ -308,7 +311,7 @@ def test_loss_falls_on_one_repeated_batch(folder):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     losses = []
     while len(losses) < 40 and (not losses or losses[-1] >= 0.5 * losses[0]):
-        loss = training_loss(model(images), target)
+        loss = loss_of(folder, model(images), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -320,115 +323,190 @@ def test_loss_falls_on_one_repeated_batch(folder):
 # ---- the run
 
 
-def test_an_interrupted_run_equals_an_uninterrupted_one(folder, data, tmp_path):
-    whole = train(folder, data, tmp_path / "whole")
+def test_an_interrupted_run_equals_an_uninterrupted_one(folder, data, finished, tmp_path):
+    whole = finished(folder)
     first = train(folder, data, tmp_path / "parts", max_steps=3)
-    assert (whole["steps"], first["steps"]) == (STEPS, 3)
+    assert (whole.result["steps"], first["steps"]) == (STEPS, 3)
     rest = train(folder, data, tmp_path / "parts", resume="auto")
     assert rest["steps"] == STEPS
-    assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    assert_same_state(last_checkpoint(whole.output_dir), last_checkpoint(tmp_path / "parts"))
     rows = {
-        name: metric_rows(tmp_path / name, "train") + metric_rows(tmp_path / name, "eval")
-        for name in ("whole", "parts")
+        name: metric_rows(output_dir, "train") + metric_rows(output_dir, "eval")
+        for name, output_dir in (("whole", whole.output_dir), ("parts", tmp_path / "parts"))
     }
     rows["parts"] = [row for row in rows["parts"] if row["kind"] == "train" or row["step"] != 3]  # where it stopped
+    assert [row["step"] for row in rows["whole"]] == [*range(1, STEPS + 1), STEPS // EPOCHS, STEPS]
     for name, varying in product(rows, ("images_per_second", "data_wait_share", "resident_memory_gib", "best")):
         rows[name] = [{key: value for key, value in row.items() if key != varying} for row in rows[name]]
     assert rows["whole"] == rows["parts"]
 
 
+LONG = {"epochs": 25, "validate": 0}  # too long to end before it is killed
+SCRIPTS = ("AttentionUNet", "DeeplabV3")  # killed as a user has started them; of the others, a copy of this process is
+
+
 def test_a_killed_run_continues_bit_for_bit(folder, data, tmp_path):
     """kill -9 at a random step, then --resume auto, against a run that was left alone."""
-    flags = {"save_every_steps": 1, "epochs": 3, "validate": 0}
-    whole = start(folder, data, tmp_path / "whole", **flags)
-    assert whole.wait() == 0, whole.stdout.read()
-    kill_at = random.randint(2, 10)
-    killed = start(folder, data, tmp_path / "killed", **flags)
-    for line in killed.stdout:
-        if f"step {kill_at}/12" in line:
-            time.sleep(random.random() * 0.2)  # also between the log line and the end of the checkpoint
-            killed.send_signal(signal.SIGKILL)
-            break
-    assert killed.wait() in (-signal.SIGKILL, 0)
-    resumed = start(folder, data, tmp_path / "killed", resume="auto", **flags)
-    assert resumed.wait() == 0, resumed.stdout.read()
-    assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "killed"))
-    assert [row["step"] for row in metric_rows(tmp_path / "killed", "train")] == list(range(1, 13))
+    output_dir, said = tmp_path / "killed", tmp_path / "said"
+    flags = flags_of(folder, data, output_dir, **LONG, save_every_steps=1)
+    pid, exit_code = start_script(folder, said, flags) if folder in SCRIPTS else start_copy(folder, said, flags)
+    kill_at = random.randint(2, 6)
+    while steps_logged(output_dir) < kill_at:
+        assert exit_code() is None, said.read_text()
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.2)  # also between the line of the log and the end of the checkpoint
+    os.kill(pid, signal.SIGKILL)
+    while exit_code() is None:
+        time.sleep(0.005)
+    assert exit_code() == -signal.SIGKILL, "it ended before it was killed"
+
+    steps_done = last_checkpoint(output_dir)["steps_done"]
+    assert steps_done >= kill_at - 1
+    steps = steps_done + 2
+    train(folder, data, output_dir, **LONG, save_every_steps=1, max_steps=steps, resume="auto")
+    train(folder, data, tmp_path / "whole", **LONG, max_steps=steps)
+    assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(output_dir))
+    assert [row["step"] for row in metric_rows(output_dir, "train")] == list(range(1, steps + 1))
+
+
+def start_script(folder: str, said: Path, flags: dict) -> tuple[int, Callable[[], int | None]]:
+    """Start the folder's train.py as a user does; (its pid, what tells its exit code: None as long as it runs)."""
+    with open(said, "w") as file:
+        script = subprocess.Popen(
+            [sys.executable, ROOT / folder / "train.py", *command_line(**flags)],
+            stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    return script.pid, script.poll
+
+
+def start_copy(folder: str, said: Path, flags: dict) -> tuple[int, Callable[[], int | None]]:
+    """The same in a copy of this process."""
+    process = forked(said, carry_out, folder, **flags)
+    return process.pid, lambda: process.exitcode
+
+
+def steps_logged(output_dir: Path) -> int:
+    """How many steps metrics.jsonl tells of so far, with a line to each."""
+    path = output_dir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     folder, data, tmp_path, monkeypatch
 ):
     entry = module(folder, "train")
-    real, calls = entry.training_loss, []
+    real, calls, names = entry.training_loss, [], []
 
     def broken(*arguments, **options):
+        """The last of the terms is nan in the sixth step."""
+        losses = real(*arguments, **options)
         calls.append(1)
-        return real(*arguments, **options) * (float("nan") if len(calls) == 6 else 1.0)
+        names[:] = losses
+        return losses | {names[-1]: losses[names[-1]] * (float("nan") if len(calls) == 6 else 1.0)}
 
     monkeypatch.setattr(entry, "training_loss", broken)
-    with pytest.raises(Diverged, match="loss is nan at step 6 of 8"):
+    with pytest.raises(Diverged, match="loss is nan.* at step 6 of 8") as stopped:
         train(folder, data, tmp_path / "run", log_every_steps=4)
+    assert (f"nan (its {names[-1]} term) at" in str(stopped.value)) == (len(names) > 1)
     kept = last_checkpoint(tmp_path / "run")
     assert kept["steps_done"] == 4
     assert all(torch.isfinite(value).all() for value in kept["model"].values())
 
 
-def test_two_processes_evaluate_like_one(folder, data, tmp_path):
-    train(folder, data, tmp_path / "run", max_steps=2)
-    weights = tmp_path / "run" / "checkpoints" / "best.pt"
-    rows = []
-    for processes in (1, 2):
-        output_dir = tmp_path / f"eval{processes}"
-        # one image at a time: a batch of another size is rounded differently, which moves a pixel now and then
-        flags = {"evaluate": 1, "checkpoint": weights, "eval_batch_size": 1, "devices": processes}
-        run = start(folder, data, output_dir, **flags)
-        assert run.wait() == 0, run.stdout.read()
-        rows.append(metric_rows(output_dir, "eval"))
-    assert rows[0] == rows[1]
+def test_two_processes_evaluate_like_one(folder, data, finished, tmp_path):
+    """By their scores, and by how many pixels these are made of: all that are labelled, each one once."""
+    # one image at a time: a batch of another size is rounded differently, which moves a pixel now and then
+    flags = {"evaluate": 1, "checkpoint": finished(folder).output_dir / "checkpoints" / "best.pt", "eval_batch_size": 1}
+    train(folder, data, tmp_path / "one", **flags)
+    given = flags_of(folder, data, tmp_path / "two", **flags)
+    in_two_processes(tmp_path, carry_out, folder, processes=2, **given)
+    (alone,), (together,) = (metric_rows(tmp_path / name, "eval") for name in ("one", "two"))
+    assert alone == together
+    pictures = module(folder, "data").build_datasets(parsed(folder, **given)).val
+    labelled = [(pictures[index][1] != IGNORE_INDEX).sum().item() for index in range(len(pictures))]
+    assert len(labelled) == 3 and alone["pixels"] == sum(labelled)
 
 
-def test_processes_are_compared_before_they_work_together(folder, data, tmp_path, monkeypatch):
+def test_processes_are_compared_before_they_work_together(folder, data, finished, tmp_path, monkeypatch):
     """In a training that continues, and in an evaluation: by what each of them has found and been told."""
-    train(folder, data, tmp_path / "run", max_steps=1, validate=0)
-    program, seen = module(folder, "train"), []
+    seen, run = [], finished(folder).output_dir
 
     def compare(world, args, first_step, *datasets):
         seen.append((args.lr, first_step, [len(dataset) for dataset in datasets if dataset]))
         raise InputError("they differ")
 
-    monkeypatch.setattr(program, "check_same", compare)
-    before = sorted(tmp_path.rglob("*"))
-    weights = tmp_path / "run" / "checkpoints" / "last.pt"
-    for flags in ({"resume": "auto", "lr": 0.5}, {"evaluate": 1, "checkpoint": weights, "lr": 0.5}):
+    monkeypatch.setattr("common.run.check_same", compare)
+    before = sorted(run.rglob("*"))
+    evaluation = {"evaluate": 1, "checkpoint": run / "checkpoints" / "last.pt", "lr": 0.5}
+    for output_dir, flags in ((run, {"resume": "auto", "lr": 0.5}), (tmp_path / "scored", evaluation)):
         with pytest.raises(InputError, match="they differ"):
-            train(folder, data, tmp_path / "run", **flags)
-    assert sorted(tmp_path.rglob("*")) == before
+            train(folder, data, output_dir, **flags)
+    assert sorted(run.rglob("*")) == before and not (tmp_path / "scored").exists()
     (rate, first_step, training_images), (rate_too, no_step, evaluation_images) = seen
-    assert (rate, first_step, rate_too, no_step) == (0.5, 1, 0.5, 0)
+    assert (rate, first_step, rate_too, no_step) == (0.5, STEPS, 0.5, 0)
     assert len(training_images) >= 2 and len(evaluation_images) == 1 and all(training_images + evaluation_images)
 
 
-def test_a_run_leaves_what_it_promises(folder, data, tmp_path, capsys):
-    result = train(folder, data, tmp_path / "run")
-    names = {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")}
+def test_a_run_leaves_what_it_promises(folder, finished):
+    output_dir, result, printed = finished(folder)
+    names = {path.name for path in output_dir.iterdir() if not path.name.startswith(".")}
     report = f"{result['case']}.log"
     assert names == {"train.log", "metrics.jsonl", "config.json", "events", "checkpoints", "result.json", report}
-    lines = capsys.readouterr().out.partition("Final result ------------------\n")[2].splitlines()
+    lines = printed.partition("Final result ------------------\n")[2].splitlines()
     closing = {name: value for name, _, value in (line.partition(" : ") for line in lines)}
     assert list(closing)[:2] == ["Final Performance images/sec", "Final Train Accuracy"]
     assert list(closing)[-1] == "E2E Training Duration sec"
     assert float(closing["Final Performance images/sec"]) == pytest.approx(result["images_per_second"], abs=0.006)
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["best"] == result["best"]
+    assert json.loads((output_dir / "result.json").read_text())["best"] == result["best"]
 
 
-def test_o2_trains_and_resumes_in_half_precision(folder, data, tmp_path):
+def test_o2_trains_and_resumes_in_half_precision(folder, data, tmp_path, monkeypatch):
     flags = {"amp": 1, "opt_level": "O2", "amp_dtype": "bf16", "validate": 0, "epochs": 1}
+    entry, models = module(folder, "train"), []
+    real = entry.main
+    monkeypatch.setattr(
+        entry, "main", lambda args, run, data, model: models.append(model) or real(args, run, data, model)
+    )
     train(folder, data, tmp_path / "whole", **flags)
+    dtypes = {type(layer): layer.weight.dtype for layer in models[0].modules() if hasattr(layer, "weight")}
+    assert (dtypes[torch.nn.Conv2d], dtypes[torch.nn.BatchNorm2d]) == (torch.bfloat16, torch.float32)
     train(folder, data, tmp_path / "parts", max_steps=2, **flags)
     train(folder, data, tmp_path / "parts", resume="auto", **flags)
     assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
     assert all(value.dtype != torch.bfloat16 for value in last_checkpoint(tmp_path / "whole")["model"].values())
+
+
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_what_takes_long_is_done_once_in_a_process(folder, purpose, data, finished, tmp_path, monkeypatch):
+    """The data set is listed, the network built and the checkpoint read once, by the check and the run together."""
+    weights = finished(folder).output_dir / "checkpoints" / "last.pt"
+    entry, calls = module(folder, "train"), []
+
+    def counted(name: str, real: Callable) -> Callable:
+        return lambda *arguments, **options: calls.append(name) or real(*arguments, **options)
+
+    monkeypatch.setattr(entry, "build_datasets", counted("data sets", entry.build_datasets))
+    monkeypatch.setattr(entry, "build_model", counted("network", entry.build_model))
+    monkeypatch.setattr(torch, "load", counted("checkpoint", torch.load))
+    flags = {"training": {"resume": weights, "epochs": 3, "max_steps": STEPS + 1, "validate": 0}}
+    flags["evaluation"] = {"evaluate": 1, "checkpoint": weights}
+    args = parsed(folder, **flags_of(folder, data, tmp_path / "run", **flags[purpose], deterministic=0))
+    launch(entry.main, entry.build, args, module(folder, "presets"))
+    assert (tmp_path / "run" / "result.json").exists()
+    assert sorted(calls) == ["checkpoint", "data sets", "network"]
+
+
+def test_a_checkpoint_that_is_missing_is_refused_before_the_labels_are_opened(folder, data, tmp_path):
+    """Thousands of files, which take minutes on a slow disk."""
+    root = shutil.copytree(data(folder), tmp_path / "data")
+    given = flags_of(folder, lambda _: root, tmp_path / "run", check_data=1)
+    label = module(folder, "data").build_datasets(parsed(folder, **given)).train.pairs[0][1]
+    label.write_bytes(label.read_bytes()[:50])
+    with pytest.raises(InputError, match=label.name):
+        built(folder, **given)
+    with pytest.raises(InputError, match="no checkpoint .*nowhere.pt"):
+        built(folder, **given, resume=tmp_path / "nowhere.pt")
+    assert not (tmp_path / "run").exists()
 
 
 # ---- the command line

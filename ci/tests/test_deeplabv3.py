@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from ci.tests import fingerprint
+from ci.tests.folders import ROOT, built, carry_out, command_line, parsed
 from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
-from common import IGNORE_INDEX, device
-from common.args import parse_args
+from ci.tests.runs import assert_same_statistics
+from common import IGNORE_INDEX
+from common.device import launch
 from common.errors import InputError
 from DeeplabV3 import presets, train
-from DeeplabV3.model import DeepLabV3, build_model, from_reference, imagenet_file, loss_terms, training_loss
+from DeeplabV3.model import DeepLabV3, build_model, training_loss
+from DeeplabV3.weights import from_reference, imagenet_file
 
 SCHEDULES = json.loads((Path(__file__).parent / "golden" / "lr_schedules.json").read_text())
+
+
+def total_loss(*arguments, **options) -> torch.Tensor:
+    """What training minimises: the sum of the terms."""
+    return sum(training_loss(*arguments, **options).values())
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +76,11 @@ class GoldenStep:
         target = case.labels()
         self.outputs = model.train()(case.image("train", dtype_of(model)))
         self.batch_norms = {names[name]: value.clone() for name, value in model.state_dict().items()}
-        total = training_loss(self.outputs, target)
-        main, auxiliary = loss_terms(self.outputs, target, False, IGNORE_INDEX)
-        valid_main, valid_auxiliary = loss_terms(self.outputs, target, True, IGNORE_INDEX)
-        losses = {"total": total, "decode_loss": main, "aux0_loss": 0.4 * auxiliary}
-        losses |= {"valid_mean_decode_loss": valid_main, "valid_mean_aux0_loss": 0.4 * valid_auxiliary}
+        total = total_loss(self.outputs, target)
+        terms = training_loss(self.outputs, target)
+        valid = training_loss(self.outputs, target, avg_non_ignore=True)
+        losses = {"total": total, "decode_loss": terms["main"], "aux0_loss": terms["aux0"]}
+        losses |= {"valid_mean_decode_loss": valid["main"], "valid_mean_aux0_loss": valid["aux0"]}
         self.losses = {name: loss.detach() for name, loss in losses.items()}
         parameters = dict(model.named_parameters())
         gradients = torch.autograd.grad(total, list(parameters.values()))
@@ -165,13 +175,13 @@ def test_fingerprint(backbone):
     assert [*fingerprint.numbers(main), *fingerprint.numbers(auxiliary)[:2]] == fingerprint.approx(numbers)
 
     target = fingerprint.labels(19, 64, 128, 255)
-    terms = loss_terms((main, auxiliary), target, False, IGNORE_INDEX)
-    assert [terms[0].item(), 0.4 * terms[1].item()] == fingerprint.approx(losses)
-    assert training_loss((main, auxiliary), target).item() == fingerprint.approx(sum(losses))
+    terms = training_loss((main, auxiliary), target)
+    assert [terms["main"].item(), terms["aux0"].item()] == fingerprint.approx(losses)
+    assert total_loss((main, auxiliary), target).item() == fingerprint.approx(sum(losses))
     if backbone == "resnet50":
         mean, deviation, _, middle, _ = fingerprint.numbers(model(images))
         assert [mean, deviation, middle] == fingerprint.approx([2.710119e-02, 1.422242e-01, 3.765681e-02])
-        total = training_loss((main, auxiliary), target, avg_non_ignore=True)
+        total = total_loss((main, auxiliary), target, avg_non_ignore=True)
         assert total.item() == fingerprint.approx(2.955104 + 1.188955)
 
 
@@ -324,9 +334,9 @@ def test_loss_by_hand():
     target = torch.full((1, 16, 16), IGNORE_INDEX)
     target[0, 0, :8], target[0, 1, :8] = 5, 6  # 16 of 256 pixels
     main = (np.log(37 / 19) + np.log(37)) / 2
-    assert training_loss(outputs, target, avg_non_ignore=True).item() == pytest.approx(main + 0.4 * np.log(19))
+    assert total_loss(outputs, target, avg_non_ignore=True).item() == pytest.approx(main + 0.4 * np.log(19))
     all_pixels = (main + 0.4 * np.log(19)) * 16 / 256
-    assert training_loss(outputs, target).item() == pytest.approx(all_pixels)
+    assert total_loss(outputs, target).item() == pytest.approx(all_pixels)
 
 
 def test_logits_are_resized_and_labels_are_not():
@@ -338,13 +348,13 @@ def test_logits_are_resized_and_labels_are_not():
     left, right = 4 * weights, 4 * (1 - weights)
     log_sum = torch.log(left.exp() + right.exp() + 17)
     expected = (log_sum - torch.stack([left[0], left[1], right[2], right[3]])).mean().item()
-    assert training_loss((logits, logits), target).item() == pytest.approx(1.4 * expected)
+    assert total_loss((logits, logits), target).item() == pytest.approx(1.4 * expected)
 
 
 @pytest.mark.parametrize("avg_non_ignore", [False, True])
 def test_loss_without_a_valid_pixel(avg_non_ignore):
     outputs = tuple(torch.randn(2, 19, size, size, requires_grad=True) for size in (8, 8))
-    loss = training_loss(outputs, torch.full((2, 32, 32), IGNORE_INDEX), avg_non_ignore)
+    loss = total_loss(outputs, torch.full((2, 32, 32), IGNORE_INDEX), avg_non_ignore)
     loss.backward()
     assert loss.item() == 0
     assert all(torch.equal(output.grad, torch.zeros_like(output)) for output in outputs)
@@ -355,7 +365,7 @@ def test_loss_without_a_valid_pixel(avg_non_ignore):
 def test_mixed_precision_loss(case, model, dtype):
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
         outputs = model.train()(case.image("train", torch.float32))
-        loss = training_loss(outputs, case.labels())
+        loss = total_loss(outputs, case.labels())
     assert outputs[0].dtype == outputs[1].dtype == dtype
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(case.manifest["train"]["loss64"]["total"], rel=0.03)
@@ -369,7 +379,7 @@ def test_evaluation_of_16_bit_logits_is_float32(untrained):
 def test_training_step_suits_accelerators(untrained):
     images, target = torch.randn(2, 3, 40, 72), torch.randint(0, 19, (2, 40, 72))
     with Operators() as operators:
-        training_loss(untrained.train()(images), target).backward()
+        total_loss(untrained.train()(images), target).backward()
     assert operators.unwanted == []
     assert {"convolution", "upsample_bilinear2d"} <= operators.names
     untrained.zero_grad(set_to_none=True)
@@ -388,7 +398,7 @@ def test_imagenet_file(tmp_path):
         assert imagenet_file(backbone, str(tmp_path)) == published
 
 
-def test_open_mmlab_weights_fill_the_whole_backbone(tmp_path, untrained):
+def test_open_mmlab_weights_fill_the_whole_backbone(tmp_path, untrained, tiny_cityscapes):
     """A file of open-mmlab: the deep stem under `stem`, and the classifier of ImageNet."""
     published = {
         reference_name(f"backbone.{name}").removeprefix("backbone."): torch.full_like(value, 2)
@@ -396,9 +406,9 @@ def test_open_mmlab_weights_fill_the_whole_backbone(tmp_path, untrained):
     } | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     assert {"stem.0.weight", "stem.7.running_var", "layer4.1.bn2.bias"} < set(published)
     torch.save({"state_dict": published}, tmp_path / "resnet18_v1c.pth")
-    model = build_model(backbone="resnet18")
-    values = parse_args(presets, ["--preset=tiny", f"--pretrained={tmp_path}"])
-    (note,) = train.initialize(model, values)
+    paths = {"data_path": tiny_cityscapes(), "pretrained": tmp_path, "output_dir": tmp_path / "run"}
+    run, _, model = built("DeeplabV3", preset="tiny", **paths)
+    (note,) = run.notes
     assert "all" in note and "warning" not in note
     assert all((p == 2).all() for p in model.backbone.parameters())
     assert not (model.aspp.fuse.conv.weight == 2).any()
@@ -407,15 +417,16 @@ def test_open_mmlab_weights_fill_the_whole_backbone(tmp_path, untrained):
 @pytest.mark.parametrize("name", ["mmseg_poly_lr0.06_7k", "mmseg_poly_lr0.01_40k"])
 def test_learning_rate_schedule(name):
     config, rows = SCHEDULES[name]["config"], SCHEDULES[name]["rows"]
-    factor = train.learning_rate_schedule(config["max_iters"], config["base_lr"], config["min_lr"])
+    rates = Namespace(lr=config["base_lr"], min_lr=config["min_lr"])
+    factor = train.learning_rate_schedule(rates, config["max_iters"])
     assert [config["base_lr"] * factor(step) for step, _ in rows] == pytest.approx([lr for _, lr in rows], rel=1e-9)
 
 
 def test_schedule_of_one_device():
     full = presets.PRESETS["full_1p"]
-    factor = train.learning_rate_schedule(full["total_steps"], full["lr"], full["min_lr"])
+    factor = train.learning_rate_schedule(Namespace(**full), full["total_steps"])
     assert full["lr"] * factor(27_000) == pytest.approx(0.004334, abs=5e-7)
-    assert 0.0 * train.learning_rate_schedule(10, 0.0, 0.0)(5) == 0  # a rate of 0 is no division by 0
+    assert 0.0 * train.learning_rate_schedule(Namespace(lr=0.0, min_lr=0.0), 10)(5) == 0  # no division by 0
 
 
 def test_presets_are_those_of_the_scripts():
@@ -449,28 +460,25 @@ def test_presets_are_those_of_the_scripts():
     ],
 )
 def test_backbone_of_the_command_line(flags, backbone):
-    assert train.chosen_backbone(parse_args(presets, flags)) == backbone
+    assert train.chosen_backbone(parsed("DeeplabV3", *flags)) == backbone
 
 
 def test_the_addresses_of_several_machines_reach_torchrun(monkeypatch):
     commands = []
     monkeypatch.setattr("torch.distributed.run.run", commands.append)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    for name in (device.CHECKED, "OMP_NUM_THREADS", "HCCL_IF_IP"):
+    for name in (launch.CHECKED, "OMP_NUM_THREADS", "HCCL_IF_IP"):
         monkeypatch.setenv(name, "1")  # is put back to what it was
     monkeypatch.delenv("HCCL_IF_IP")
-    flags = ["--node_rank=1", "--local_addr=10.0.0.2", "--master_addr=10.0.0.1"]
-    device._run_torchrun(8, parse_args(presets, ["--preset=performance_multinodes", *flags]))
+    nodes = {"preset": "performance_multinodes", "device": "cpu"}
+    addresses = {"node_rank": 1, "local_addr": "10.0.0.2", "master_addr": "10.0.0.1"}
+    launch.run_torchrun(parsed("DeeplabV3", **nodes, **addresses))
     assert os.environ["HCCL_IF_IP"] == "10.0.0.2"
-    device._run_torchrun(8, parse_args(presets, ["--preset=performance_multinodes"]))
+    launch.run_torchrun(parsed("DeeplabV3", **nodes))
     first, second = commands
+    assert first.nproc_per_node == second.nproc_per_node == "8"
     assert (first.nnodes, first.node_rank, first.master_addr, first.master_port) == ("2", 1, "10.0.0.1", 23333)
     assert (first.local_addr, second.local_addr) == ("10.0.0.2", None)
-
-
-def checked(data, tmp_path, *flags, world_size=1) -> None:
-    argv = ["--preset=tiny", f"--data_path={data}", f"--output_dir={tmp_path / 'run'}", *flags]
-    train.check(parse_args(presets, argv), world_size)
 
 
 @pytest.mark.parametrize(
@@ -491,8 +499,22 @@ def checked(data, tmp_path, *flags, world_size=1) -> None:
     ],
 )
 def test_what_cannot_work_is_refused_before_training(tiny_cityscapes, tmp_path, flags, message):
-    data = tiny_cityscapes(train=4)
-    checked(data, tmp_path)
+    given = {"preset": "tiny", "data_path": tiny_cityscapes(train=4), "output_dir": tmp_path / "run"}
+    built("DeeplabV3", **given)
     with pytest.raises(InputError, match=message) as raised:
-        checked(data, tmp_path, *flags)
+        built("DeeplabV3", *flags, **given)
     assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_image_on_each_of_two_devices_needs_statistics_over_both(tiny_cityscapes, tmp_path):
+    """The image pooling leaves a pixel of each image. Statistics of both devices are those of one with both images."""
+    flags = {"preset": "tiny", "device": "cpu", "workers": 0, "max_steps": 1, "data_path": tiny_cityscapes(train=4)}
+    two = {"devices": 2, "device_batch_size": 1, "output_dir": tmp_path / "two"}
+    with pytest.raises(InputError, match="image pooling.*--device_batch_size 2"):
+        built("DeeplabV3", "--no_validate", processes=2, **flags, **two)
+    words = command_line("--no_validate", "--sync_bn", **flags, **two)
+    done = subprocess.run([sys.executable, ROOT / "DeeplabV3" / "train.py", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    carry_out("DeeplabV3", "--no_validate", **flags, output_dir=tmp_path / "one")
+    assert_same_statistics(tmp_path / "two", tmp_path / "one")

@@ -1,3 +1,5 @@
+"""DeeplabV3/tools/convert_datasets/cityscapes.py: the train ids that it writes, and how it is used."""
+
 import json
 import subprocess
 import sys
@@ -10,49 +12,12 @@ import torch
 from PIL import Image
 
 from ci.tests.folders import ROOT
-from common.crops import WholePictures
+from ci.tests.test_common_cityscapes_sets import datasets
+from ci.tests.test_common_crops import TRAIN_IDS
 from common.errors import InputError
-from DeeplabV3.data import build_datasets, validation_images
 from DeeplabV3.tools.convert_datasets.cityscapes import convert, target_of
 
 TOOL = ROOT / "DeeplabV3" / "tools" / "convert_datasets" / "cityscapes.py"
-# label id -> train id, by hand; every other id is ignored
-TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
-TRAIN_IDS |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
-
-
-# ---- data sets
-
-
-def test_the_splits_have_their_pairs_and_only_what_is_asked_for(tiny_cityscapes):
-    root = tiny_cityscapes(train=3, val=2)
-    train_set, val_set = build_datasets(root, base_size=32, crop_size=(16, 16), seed=0)
-    assert (len(train_set), len(val_set)) == (3, 2)
-    assert build_datasets(root, 32, (16, 16), 0, train=False)[0] is None
-    assert build_datasets(root, 32, (16, 16), 0, val=False)[1] is None
-    assert [path.name for path in validation_images(root)] == [pair.image.name for pair in val_set.pairs]
-
-
-def test_evaluation_alone_needs_no_training_split(tiny_cityscapes):
-    root = tiny_cityscapes(train=0, val=1)
-    assert len(build_datasets(root, 32, (16, 16), 0, train=False)[1]) == 1
-    with pytest.raises(InputError, match="no split 'train'"):
-        build_datasets(root, 32, (16, 16), 0)
-
-
-def test_values_that_make_no_sense_are_refused(tiny_cityscapes):
-    root = tiny_cityscapes()
-    for scales in ((0.0, 2.0), (2.0, 0.5)):
-        with pytest.raises(InputError, match="--min_scale .* 0 < min <= max"):
-            build_datasets(root, base_size=32, crop_size=(16, 16), seed=0, scales=scales)
-    with pytest.raises(InputError, match="less than a pixel"):
-        build_datasets(root, base_size=1, crop_size=(16, 16), seed=0)
-    with pytest.raises(InputError, match="--cat_max_ratio 0"):
-        build_datasets(root, base_size=32, crop_size=(16, 16), seed=0, cat_max_ratio=0.0)
-
-
-# ---- tools/convert_datasets/cityscapes.py
-
 # rectangles (label, left, top, right, bottom), both ends included; later ones cover earlier ones
 SCENE = (
     ("sky", 0, 0, 59, 19),
@@ -192,16 +157,15 @@ def test_label_ids_beyond_the_table_name_their_file(tmp_path):
 
 def test_the_train_ids_train_and_score_as_the_label_ids_do(tiny_cityscapes):
     root = tiny_cityscapes(train=2, val=1)
-    before = build_datasets(root, 32, (16, 16), 0)
-    expected = [before[0][0, 0], before[0][3, 1], before[1][0]]
+    before = datasets("DeeplabV3", root)
+    expected = [before.train[0, 0], before.train[3, 1], before.val[0]]
     convert(root)
     for path in root.rglob("*_labelIds.png"):
         path.unlink()
-    train_set, val_set = build_datasets(root, 32, (16, 16), 0)
+    train_set, val_set, _ = datasets("DeeplabV3", root)
     assert val_set.pairs[0].label.name.endswith("_labelTrainIds.png")
     for ours, theirs in zip([train_set[0, 0], train_set[3, 1], val_set[0]], expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert isinstance(val_set, WholePictures)
 
 
 def run_tool(*flags) -> subprocess.CompletedProcess:

@@ -16,9 +16,10 @@ from unittest.mock import patch
 
 import pytest
 
-import common.predict
+import common.scores.predict
 from ci.tests.folders import FOLDERS, ROOT, module
-from common.args import FLAGS, format_setting, parse_args
+from common.args import format_setting, parse_args
+from common.flags import FLAGS
 from common.tools import benchmark, cache
 from common.tools.complexity import complexity_of
 
@@ -449,13 +450,13 @@ class Parsed(Exception):
 
 def parse_predict(folder: str, argv: list[str]) -> Namespace:
     """The arguments as the folder's predict.py reads them; it goes no further."""
-    real, script = common.predict.parse_predict_args, str(ROOT / folder / "predict.py")
+    real, script = common.scores.predict.parse_predict_args, str(ROOT / folder / "predict.py")
 
     def stop(*arguments, **options):
         raise Parsed(real(*arguments, **options))
 
     with (
-        patch.object(common.predict, "parse_predict_args", stop),
+        patch.object(common.scores.predict, "parse_predict_args", stop),
         patch.object(sys, "argv", [script, *argv]),
         patch.object(sys, "path", sys.path.copy()),
         pytest.raises(Parsed) as parsed,

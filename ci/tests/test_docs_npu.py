@@ -74,9 +74,11 @@ def test_the_commands_install_the_recommended_versions(name):
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
-def test_the_variables_are_those_that_the_script_sets(name):
+def test_the_variables_are_those_that_the_script_sets(name, tmp_path):
     (table,) = (table for table in Document(NPU[name]).tables if table[2][0] == "`TASK_QUEUE_ENABLE`")
-    script = "set -u; ASCEND_HOME_PATH=/chosen; source common/env_npu.sh; env"
+    for part in ("opp", "runtime", "compiler"):
+        (tmp_path / part).mkdir()
+    script = f"set -u; ASCEND_HOME_PATH={tmp_path}; ASCEND_OPP_PATH={tmp_path}/opp; source common/env_npu.sh; env"
     done = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
     )

@@ -1,6 +1,7 @@
 """DynamicUNet against the numbers of its reference implementation, and the behaviour that is our own."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,17 @@ from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
 from common import IGNORE_INDEX
-from common.backbone import load_imagenet
 from common.errors import InputError
+from common.nets.backbone import load_imagenet
 from DynamicUNet import presets as dynamicunet_presets
-from DynamicUNet.model import (
-    IMAGENET_FILES,
-    DynamicUNet,
-    PixelShuffleICNR,
-    UnetBlock,
-    build_model,
-    from_reference,
-    imagenet_file,
-    training_loss,
-)
+from DynamicUNet.model import DynamicUNet, PixelShuffleICNR, UnetBlock, build_model, training_loss
 from DynamicUNet.train import learning_rate_schedule, parameter_groups
+from DynamicUNet.weights import IMAGENET_FILES, from_reference, imagenet_file
+
+
+def total_loss(*arguments, **options) -> torch.Tensor:
+    """What training minimises: the sum of the terms."""
+    return sum(training_loss(*arguments, **options).values())
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ class GoldenStep:
         target = case.labels()
         self.outputs = model.train()(case.image("train", model.classifier.weight.dtype))
         self.batch_norms = {names[name]: value.clone() for name, value in model.state_dict().items() if name in buffers}
-        self.loss = training_loss(self.outputs, torch.where(target == -1, IGNORE_INDEX, target))
+        self.loss = total_loss(self.outputs, torch.where(target == -1, IGNORE_INDEX, target))
         parameters = dict(model.named_parameters())
         gradients = torch.autograd.grad(self.loss, list(parameters.values()))
         self.gradients = dict(zip((names[name] for name in parameters), gradients, strict=True))
@@ -233,7 +231,7 @@ def test_fingerprints():
         logits = model(fingerprint.image(height, width))
         assert logits.shape == (1, 21, height, width)
         target = fingerprint.labels(21, height, width, ignore_index=-1)
-        loss = training_loss((logits,), target, ignore_index=-1).item()
+        loss = total_loss((logits,), target, ignore_index=-1).item()
         assert [*fingerprint.numbers(logits), loss] == fingerprint.approx(numbers)
 
 
@@ -335,12 +333,12 @@ def test_loss_by_hand():
     logits[:, 5] = np.log(21)
     target = torch.tensor([[[5, 5, 6], [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]]])
     expected = (2 * np.log(41 / 21) + np.log(41)) / 3
-    assert training_loss((logits,), target).item() == pytest.approx(expected)
+    assert total_loss((logits,), target).item() == pytest.approx(expected)
 
 
 def test_loss_without_a_valid_pixel():
     logits = torch.randn(2, 21, 4, 4, requires_grad=True)
-    loss = training_loss((logits,), torch.full((2, 4, 4), IGNORE_INDEX))
+    loss = total_loss((logits,), torch.full((2, 4, 4), IGNORE_INDEX))
     loss.backward()
     assert loss.item() == 0 and not logits.grad.any()
 
@@ -349,10 +347,10 @@ def test_loss_without_a_valid_pixel():
 def test_mixed_precision(untrained, dtype):
     images, target = torch.randn(2, 3, 33, 20), torch.randint(0, 21, (2, 33, 20))
     with torch.no_grad():
-        exact = training_loss(untrained.train()(images), target)
+        exact = total_loss(untrained.train()(images), target)
         with torch.autocast("cpu", dtype=dtype):
             outputs = untrained(images)
-            loss = training_loss(outputs, target)
+            loss = total_loss(outputs, target)
             assert untrained.eval()(images).dtype == torch.float32
     assert outputs[0].dtype == dtype and loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
@@ -361,7 +359,7 @@ def test_mixed_precision(untrained, dtype):
 def test_training_step_suits_accelerators(untrained):
     images, target = torch.randn(2, 3, 41, 70), torch.randint(0, 21, (2, 41, 70))
     with Operators() as operators:
-        training_loss(untrained.train()(images), target).backward()
+        total_loss(untrained.train()(images), target).backward()
     assert operators.unwanted == []
     assert {"convolution", "upsample_nearest2d"} <= operators.names
     untrained.zero_grad(set_to_none=True)
@@ -373,12 +371,18 @@ def test_training_step_suits_accelerators(untrained):
 SCHEDULES = json.loads((Path(__file__).parent / "golden" / "lr_schedules.json").read_text())
 
 
+def groups(model: DynamicUNet, lr: float, encoder_factor: float, head_factor: float, scale_lr: bool = False):
+    """The parameter groups of one of eight processes."""
+    args = Namespace(lr=lr, encoder_lr_factor=encoder_factor, head_lr_factor=head_factor, scale_lr=scale_lr)
+    return parameter_groups(model, args, world_size=8)
+
+
 @pytest.mark.parametrize("name", ["semseg_warmup_poly_lr0.00015_w20", "semseg_warmup_poly_lr0.0001_w0"])
 def test_learning_rates(name, untrained):
     """Row 0 is the state before the first step; the reference's first group is what it takes for the encoder."""
     config = SCHEDULES[name]["config"]
     factor = learning_rate_schedule(config["max_iters"], config["warmup_iters"], config["warmup_factor"])
-    encoder, heads = parameter_groups(untrained, config["base_lr"], 1.0, 10.0)
+    encoder, heads = groups(untrained, config["base_lr"], 1.0, 10.0)
     rows = [row for row in SCHEDULES[name]["rows"] if row[0] > 0]
     assert len(rows) > 5
     for iteration, encoder_lr, head_lr in rows:
@@ -386,16 +390,18 @@ def test_learning_rates(name, untrained):
         assert heads["lr"] * factor(iteration - 1) == pytest.approx(head_lr, rel=1e-9, abs=1e-15)
 
 
-def test_learning_rates_of_the_fact_sheet():
+def test_learning_rates_of_the_fact_sheet(untrained):
     """Eight devices, all layers at ten times the rate: 4 images each and 1e-4, or 6 images each and 1.5e-4."""
     rates = {
-        (2250, 8 * 10 * 1e-4): {1: 0.00293, 20: 0.008, 1125: 0.00432},
-        (1500, 8 * 10 * 1.5e-4): {1: 0.0044, 20: 0.012, 750: 0.00651},
+        (2250, 1e-4): {1: 0.00293, 20: 0.008, 1125: 0.00432},
+        (1500, 1.5e-4): {1: 0.0044, 20: 0.012, 750: 0.00651},
     }
     for (total_steps, lr), expected in rates.items():
         factor = learning_rate_schedule(total_steps, 20, 1 / 3)
-        for iteration, rate in expected.items():
-            assert lr * factor(iteration - 1) == pytest.approx(rate, rel=2e-3)
+        for group in groups(untrained, lr, 10.0, 10.0, scale_lr=True):
+            assert group["lr"] == pytest.approx(8 * 10 * lr)
+            for iteration, rate in expected.items():
+                assert group["lr"] * factor(iteration - 1) == pytest.approx(rate, rel=2e-3)
         assert factor(total_steps - 1) == 0
 
 
@@ -405,7 +411,7 @@ def test_a_warm_up_longer_than_the_run():
 
 
 def test_parameter_groups_cover_every_weight_once(untrained):
-    encoder, heads = parameter_groups(untrained, 0.5, 2.0, 3.0)
+    encoder, heads = groups(untrained, 0.5, 2.0, 3.0)
     assert (encoder["lr"], heads["lr"]) == (1.0, 1.5)
     assert [id(p) for p in encoder["params"]] == [id(p) for p in untrained.encoder.parameters()]
     ids = [id(parameter) for group in (encoder, heads) for parameter in group["params"]]
@@ -442,7 +448,7 @@ def test_imagenet_file(tmp_path):
 
 def test_the_missing_imagenet_file_is_downloaded_from_torchvision(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("DynamicUNet.model.find_imagenet", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("DynamicUNet.weights.find_imagenet", lambda *arguments: asked.append(arguments))
     imagenet_file("resnet34", str(tmp_path))
     ((source, names, url),) = asked
     assert source == str(tmp_path) and "resnet34-b627a593.pth" in names

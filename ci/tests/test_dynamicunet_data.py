@@ -1,6 +1,6 @@
 """PASCAL VOC as DynamicUNet reads, augments and scores it."""
 
-import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,23 +10,26 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from ci.tests.folders import built, carry_out
 from ci.tests.samples import Finished
-from ci.tests.test_contract import build, last_checkpoint
-from common.args import parse_args
-from common.crops import BlurredCrops
-from common.data import StepSampler
-from common.device import World
+from common.data.crops import BlurredCrops, WholePictures
+from common.data.order import StepRange, StepSampler
+from common.data.pictures import Datasets, Source
+from common.data.transforms import Cropping
+from common.device.world import World
 from common.errors import InputError
-from common.evaluate import evaluate
-from common.metrics import ConfusionMatrix
-from common.sample import draw
-from DynamicUNet import presets, train
-from DynamicUNet.data import build_datasets, center_crop, validation_images
+from common.samples.layout import draw
+from common.scores.evaluate import Evaluation, evaluate
+from DynamicUNet import presets
+from DynamicUNet.data import INFO, CenterCrops, build_datasets, center_crop, validation_images
+from DynamicUNet.model import build_model
 from DynamicUNet.voc import CLASS_NAMES, NUM_CLASSES, PALETTE, Pair, check_pairs, find_pairs, read_mask, read_pair
 
 
-def TrainSet(pairs, *sizes, **options):
-    return Finished(BlurredCrops(pairs, read_pair, *sizes, **options))
+def datasets(root: Path, **changes) -> Datasets:
+    """Those of the preset `tiny` with these values."""
+    values = {**presets.PRESETS["tiny"], "seed": 0, "base_size": 32, "crop_size": (16, 16)}
+    return build_datasets(Namespace(**{**values, "data_path": root, **changes}))
 
 
 def blocks(rng: np.random.Generator, size: tuple[int, int], values: int, channels: tuple[int, ...] = ()) -> np.ndarray:
@@ -101,10 +104,6 @@ def augmented(devkit) -> Path:
     return root
 
 
-def equal(one, other) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 # ---- the classes
 
 
@@ -124,10 +123,12 @@ def test_classes_and_colours_are_those_of_voc():
 
 def test_the_splits_have_their_pairs_and_only_what_is_asked_for(devkit):
     root = devkit(train=3, val=2)
-    train_set, val_set = build_datasets(root, base_size=32, crop_size=(16, 16), seed=0)
-    assert (len(train_set), len(val_set)) == (3, 2)
-    assert build_datasets(root, 32, (16, 16), 0, train=False)[0] is None
-    assert build_datasets(root, 32, (16, 16), 0, val=False)[1] is None
+    train_set, val_set, test_set = datasets(root)
+    assert (type(train_set), len(train_set), type(val_set), len(val_set)) == (BlurredCrops, 3, WholePictures, 2)
+    assert test_set is None
+    assert datasets(root, evaluate=True).train is None
+    assert datasets(root, validate=False).val is None
+    assert type(datasets(root, eval_protocol="center_crop").val) is CenterCrops
     voc = root / "VOC2012"
     assert find_pairs(root, "val") == [
         Pair(voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png")
@@ -146,21 +147,22 @@ def test_lists_may_be_in_any_order_and_have_blank_lines(devkit):
 
 def test_pascal_aug_is_voc_and_sbd_without_the_validation_pictures(augmented):
     voc, sbd = augmented / "VOC2012", augmented / "VOCaug" / "dataset"
-    train_set, val_set = build_datasets(augmented, 8, (8, 8), 0, dataset="pascal_aug")
+    train_set, val_set, _ = datasets(augmented, base_size=8, crop_size=(8, 8), dataset="pascal_aug")
     fine = [Pair(voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png") for name in "abcd"]
     coarse = [Pair(sbd / "img" / f"{name}.jpg", sbd / "cls" / f"{name}.mat") for name in "efg"]
     assert list(train_set.pairs) == fine[:2] + coarse  # no c, no d: they are validated on
     assert list(val_set.pairs) == fine[2:]
     assert find_pairs(augmented, "train") == fine[:2]
     check_pairs(train_set.pairs, decode_images=True)
-    image, target = TrainSet(coarse, 8, (8, 12), seed=0, scales=(1.0, 1.0))[0, 0]
+    cropping = Cropping(base_size=8, crop_size=(8, 12), scales=(1.0, 1.0))
+    image, target = Finished(BlurredCrops(Source(coarse, read_pair, INFO), cropping, seed=0))[0, 0]
     assert set(target.unique().tolist()) == {0, 2, 7, 20}
     assert image.shape == (3, 8, 12)
 
 
 def test_pascal_aug_needs_sbd_for_training_alone(devkit):
     root = devkit()
-    assert len(build_datasets(root, 32, (16, 16), 0, dataset="pascal_aug", train=False)[1]) == 1
+    assert len(datasets(root, dataset="pascal_aug", evaluate=True).val) == 1
     with pytest.raises(InputError, match=r"no folder .*VOCaug/dataset.*img/, cls/, train.txt.*looks nowhere else"):
         find_pairs(root, "train", "pascal_aug")
     (root / "VOCaug" / "dataset" / "img").mkdir(parents=True)
@@ -276,20 +278,27 @@ def test_mat_files_that_do_not_fit(tmp_path):
 
 
 def test_scales_that_are_no_range_are_refused(devkit):
-    for scales in ((0.0, 2.0), (2.0, 0.5)):
+    root = devkit()
+    for low, high in ((0.0, 2.0), (2.0, 0.5)):
         with pytest.raises(InputError, match="--min_scale .* 0 < min <= max"):
-            build_datasets(devkit(), base_size=32, crop_size=(16, 16), seed=0, scales=scales)
+            datasets(root, min_scale=low, max_scale=high)
     with pytest.raises(InputError, match="--min_scale 0.01 of --base_size 32 is less than a pixel"):
-        build_datasets(devkit(), base_size=32, crop_size=(16, 16), seed=0, scales=(0.01, 2.0))
+        datasets(root, min_scale=0.01)
 
 
-# ---- training samples
+# ---- training samples: test_common_crops.py has more about them
+
+
+def test_the_numbers_reach_the_training_set(devkit):
+    numbers = {"base_size": 40, "crop_size": (16, 24), "min_scale": 0.75, "max_scale": 1.5, "seed": 7}
+    train_set = datasets(devkit(), **numbers).train
+    assert (train_set.cropping, train_set.seed) == (Cropping(40, (16, 24), (0.75, 1.5)), 7)
 
 
 @pytest.mark.parametrize("size", [(32, 48), (48, 32), (9, 70)])
 @pytest.mark.parametrize("crop_size", [(16, 16), (80, 80), (24, 40)])
 def test_training_samples_are_crops_of_float_images_and_integer_targets(devkit, size, crop_size):
-    train_set = TrainSet(find_pairs(devkit(size=size), "train"), base_size=32, crop_size=crop_size, seed=0)
+    train_set = Finished(datasets(devkit(size=size), crop_size=crop_size).train)
     seen = set()
     for epoch in range(10):
         image, target = train_set[epoch, epoch % 2]
@@ -300,82 +309,13 @@ def test_training_samples_are_crops_of_float_images_and_integer_targets(devkit, 
     assert seen <= {*range(21), 255} and len(seen) > 10
 
 
-def test_the_index_chooses_the_picture(devkit):
-    pairs = find_pairs(devkit(train=3), "train")
-    for grey, pair in zip((0, 100, 200), pairs, strict=True):
-        Image.new("RGB", (48, 32), (grey,) * 3).save(pair.image)
-    train_set = TrainSet(pairs, base_size=32, crop_size=(8, 8), seed=0)
-    for grey, index in ((200, 2), (0, 0), (100, 1)):
-        assert train_set[0, index][0][0].mean().item() == pytest.approx((grey / 255 - 0.485) / 0.229, abs=0.02)
-
-
-def test_what_is_padded_is_black_and_ignored_and_not_background(devkit):
-    pair = find_pairs(devkit(), "train")[0]
-    save_mask(pair.label, np.full((32, 48), 3, np.uint8))
-    train_set = TrainSet([pair], base_size=16, crop_size=(80, 80), seed=0)
-    shorts = set()
-    for epoch in range(30):
-        image, target = train_set[epoch, 0]
-        short, long = (target[:, 0] == 3).sum().item(), (target[0] == 3).sum().item()
-        shorts.add(short)
-        assert long == int(short * 48 / 32)
-        assert (target[:short, :long] == 3).all()
-        assert (target == 255).sum() == 80 * 80 - short * long  # 255 wherever the picture is not
-        black = torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
-        assert torch.allclose(image[:, 79, 79], black, atol=1e-5)
-    assert 8 <= min(shorts) <= 10 and 30 <= max(shorts) <= 32  # half to twice the base
-
-
-def test_a_sample_depends_on_seed_epoch_and_index_alone(devkit):
-    pairs = find_pairs(devkit(), "train")
-    train_set = TrainSet(pairs, 32, (24, 24), seed=5)
-    first = train_set[3, 1]
-    np.random.default_rng(0).random(5)
-    torch.rand(5)
-    assert equal(train_set[3, 1], first)  # not on what was drawn before
-    assert equal(TrainSet(pairs, 32, (24, 24), seed=5)[3, 1], first)
-    for seed, key in ((5, (4, 1)), (6, (3, 1)), (5, (3, 0)), (5, (1, 1))):
-        assert not equal(TrainSet(pairs, 32, (24, 24), seed)[key], first)
-
-
-def test_a_later_epoch_is_no_shifted_copy_of_an_earlier_one(devkit):
-    pairs = find_pairs(devkit(train=1), "train") * 4  # one picture under four indices
-    train_set = TrainSet(pairs, 32, (24, 24), seed=0)
-    samples = [train_set[epoch, index][0] for epoch in range(4) for index in range(4)]
-    assert not any(torch.equal(a, b) for i, a in enumerate(samples) for b in samples[:i])
-
-
-def test_images_in_training_are_flipped_scaled_and_cut_anywhere(devkit):
-    pair = find_pairs(devkit(train=1, size=(40, 80)), "train")[0]
-    columns = np.arange(80, dtype=np.uint8).repeat(3).reshape(1, 80, 3).repeat(40, 0)
-    Image.fromarray(columns * 3).save(pair.image, quality=98)  # brighter from left to right
-    train_set = TrainSet([pair], base_size=40, crop_size=(20, 20), seed=0)
-    rows = np.array([train_set[epoch, 0][0][0, 10].numpy() for epoch in range(80)])
-    slopes = rows[:, 14] - rows[:, 5]
-    scales = 9 * 3 / 255 / 0.229 / np.abs(slopes)
-    assert 20 < (slopes < 0).sum() < 60
-    assert 0.45 < scales.min() < 0.7 and 1.5 < scales.max() < 2.3
-    places = (rows[:, 9] * 0.229 + 0.485) * 255 / 3  # the source column under the middle of the crop
-    assert places.min() < 15 and places.max() > 65
-
-
-def test_half_of_the_training_images_are_blurred_and_no_target(devkit, monkeypatch):
-    train_set = TrainSet(find_pairs(devkit(train=1), "train"), base_size=32, crop_size=(24, 24), seed=0)
-    samples = [train_set[epoch, 0] for epoch in range(60)]
-    monkeypatch.setattr("common.crops.blur", lambda image, rows, radius: image[:, rows])
-    sharp = [train_set[epoch, 0] for epoch in range(60)]
-    assert all(torch.equal(target, same) for (_, target), (_, same) in zip(samples, sharp, strict=True))
-    assert 15 < sum(not torch.equal(image, other) for (image, _), (other, _) in zip(samples, sharp, strict=True)) < 40
-
-
 # ---- evaluation
 
 
 @pytest.mark.parametrize("size", [(32, 48), (35, 51)])
 def test_evaluation_gives_the_whole_picture_and_its_ids(devkit, size):
     root = devkit(size=size)
-    _, val_set = build_datasets(root, 32, (16, 16), 0)
-    image, target = Finished(val_set)[0]
+    image, target = Finished(datasets(root).val)[0]
     assert image.shape == (3, *size) and image.dtype == torch.float32
     assert target.shape == size and target.dtype == torch.int64
     pair = find_pairs(root, "val")[0]
@@ -391,8 +331,7 @@ def test_evaluation_gives_the_whole_picture_and_its_ids(devkit, size):
 def test_center_crops_are_the_middle_at_the_scale_of_the_crop(devkit, size, scaled):
     """40 pixels of the middle, after the short side was scaled to 40: int(61 * 40 / 45) is 54."""
     root = devkit(size=size)
-    _, val_set = build_datasets(root, 32, (40, 40), 0, eval_protocol="center_crop")
-    image, target = Finished(val_set)[0]
+    image, target = Finished(datasets(root, crop_size=(40, 40), eval_protocol="center_crop").val)[0]
     assert image.shape == (3, 40, 40) and target.shape == (40, 40)
     pair = find_pairs(root, "val")[0]
     top, left = (scaled[0] - 40) // 2, (scaled[1] - 40) // 2
@@ -412,62 +351,44 @@ def test_center_crops_need_not_be_square():
 
 def test_every_validation_picture_counts_once(devkit):
     """All pictures, whatever their number and the batch size: the original drops a rest and looks at one device's."""
-    _, val_set = build_datasets(devkit(val=5), 32, (16, 16), 0)
-
-    def constant(images: torch.Tensor) -> torch.Tensor:
-        logits = torch.zeros(len(images), NUM_CLASSES, *images.shape[-2:])
-        logits[:, 4] = 1
-        return logits
+    val_set, world = datasets(devkit(val=5)).val, World(torch.device("cpu"))
 
     class Constant(torch.nn.Module):
         def forward(self, images):
-            return constant(images)
+            logits = torch.zeros(len(images), NUM_CLASSES, *images.shape[-2:])
+            logits[:, 4] = 1
+            return logits
 
-    matrix = ConfusionMatrix(NUM_CLASSES)
-    evaluate(Constant(), val_set, matrix, batch_size=2, world=World(torch.device("cpu")), workers=0)
+    matrix = evaluate(Constant(), val_set, val_set.metric(world), Evaluation(world, batch_size=2))
     targets = torch.stack([val_set[index][1] for index in range(5)])
     assert matrix.counts.sum() == (targets != 255).sum() == 5 * 32 * 47
     assert matrix.counts.sum(1).tolist() == [(targets == c).sum().item() for c in range(21)]
     assert matrix.iou()[4].item() == pytest.approx((targets == 4).sum().item() / (5 * 32 * 47))
 
 
-def test_an_untrained_network_scores_next_to_nothing_on_the_embedded_sample(tmp_path):
-    """What the sample teaches is learnt: initial weights find none of it."""
-    root = draw("voc", tmp_path / "sample", train_images=1, val_images=4, size=(64, 80))
-    torch.manual_seed(0)
-    matrix = ConfusionMatrix(NUM_CLASSES)
-    _, val_set = build_datasets(root, 64, (64, 64), seed=0, train=False)
-    evaluate(build("DynamicUNet"), val_set, matrix, batch_size=1, world=World(torch.device("cpu")), workers=0)
-    assert matrix.miou() < 0.1
-
-
 # ---- the run
 
 
-def run(root: Path, output: Path, *flags: str) -> list[dict]:
-    """One epoch of the preset `tiny`, in this process; returns the logged steps."""
-    given = ["--preset=tiny", "--device=cpu", "--workers=0", "--epochs=1", "--log_every_steps=1", "--no_validate"]
-    train.main(parse_args(presets, [*given, f"--data_path={root}", f"--output_dir={output}", *flags]))
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == "train"]
+def flags_of(root: Path, output: Path) -> dict:
+    return {"preset": "tiny", "device": "cpu", "workers": 0, "data_path": root, "output_dir": output}
 
 
 def test_a_run_trains_both_groups_at_the_rates_asked_for(devkit, tmp_path):
-    flags = ["--lr=0.001", "--encoder_lr_factor=0", "--head_lr_factor=2", "--warmup_steps=2", "--warmup_factor=0.5"]
-    torch.manual_seed(0)
-    run(devkit(train=8), tmp_path / "run", *flags, "--save_every_steps=1", "--max_steps=2", "--weight_decay=0")
-    content = last_checkpoint(tmp_path / "run")
+    rates = {"lr": 0.001, "encoder_lr_factor": 0, "head_lr_factor": 2, "warmup_steps": 2, "warmup_factor": 0.5}
+    carry_out("DynamicUNet", "--no_validate", **flags_of(devkit(train=8), tmp_path / "run"), **rates, max_steps=2)
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     encoder, heads = content["optimizer"]["param_groups"]
     assert (encoder["initial_lr"], heads["initial_lr"]) == (0.0, pytest.approx(0.002))
     assert heads["lr"] == pytest.approx(0.002)  # the second step is the end of the warm-up
-    assert len(encoder["params"]) + len(heads["params"]) == len(list(build("DynamicUNet").parameters()))
+    parameters = list(build_model(backbone=presets.PRESETS["tiny"]["backbone"]).parameters())
+    assert len(encoder["params"]) + len(heads["params"]) == len(parameters)
 
 
 def test_checkpoints_every_few_epochs_beside_the_evaluations(devkit, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(train, "save", lambda output, step, *rest: saved.append(step + 1))
-    flags = ["--epochs=5", "--eval_every_epochs=5", "--save_every_epochs=2"]
-    run(devkit(train=2), tmp_path / "run", *flags)
+    monkeypatch.setattr("common.run.save", lambda folder, amp, progress, is_best: saved.append(progress.steps_done))
+    epochs = {"epochs": 5, "eval_every_epochs": 5, "save_every_epochs": 2}  # of one step each
+    carry_out("DynamicUNet", "--no_validate", **flags_of(devkit(train=2), tmp_path / "run"), **epochs)
     assert saved == [2, 4, 5]
 
 
@@ -479,9 +400,8 @@ def test_checkpoints_every_few_epochs_beside_the_evaluations(devkit, tmp_path, m
     (["--dataset=pascal_aug"], "VOCaug/dataset"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_before_the_start(devkit, tmp_path, flags, message):
-    given = ["--preset=tiny", "--device=cpu", f"--data_path={devkit(train=8)}", f"--output_dir={tmp_path / 'run'}"]
     with pytest.raises(InputError, match=message) as error:
-        train.check(parse_args(presets, [*given, *flags]), world_size=1)
+        built("DynamicUNet", *flags, **flags_of(devkit(train=8), tmp_path / "run"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -489,15 +409,16 @@ def test_what_cannot_work_is_refused_before_the_start(devkit, tmp_path, flags, m
 def test_a_damaged_mask_is_refused_before_the_start(devkit, tmp_path):
     root = devkit(train=8)
     (root / "VOC2012" / "SegmentationClass" / "2007_000003.png").write_bytes(b"nothing")
-    given = ["--preset=tiny", "--device=cpu", f"--data_path={root}", f"--output_dir={tmp_path / 'run'}"]
+    flags = flags_of(root, tmp_path / "run")
     with pytest.raises(InputError, match="2007_000003.png"):
-        train.check(parse_args(presets, given), world_size=1)
-    train.check(parse_args(presets, [*given, "--no_check_data"]), world_size=1)
+        built("DynamicUNet", **flags)
+    built("DynamicUNet", "--no_check_data", **flags)
 
 
 def test_steps_of_an_epoch_of_the_full_data_set():
     """1,464 pictures: 366 steps of 4, 45 of 32, 30 of 48."""
     for batch, devices, steps in ((4, 1, 366), (4, 8, 45), (6, 8, 30)):
-        sampler = StepSampler(1464, batch, World(torch.device("cpu"), size=devices), 0, 0, 2 * steps)
+        world = World(torch.device("cpu"), size=devices)
+        sampler = StepSampler(1464, StepRange(batch, seed=0, first_step=0, total_steps=2 * steps), world)
         epochs = [{epoch for epoch, _ in keys} for keys in sampler]
         assert epochs == [{0}] * steps + [{1}] * steps

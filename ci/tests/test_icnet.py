@@ -9,18 +9,15 @@ from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
 from common import IGNORE_INDEX
-from ICNet.model import (
-    ICNet,
-    aligned_labels,
-    build_model,
-    from_reference,
-    imagenet_file,
-    loss_terms,
-    resize,
-    training_loss,
-)
+from ICNet.model import ICNet, aligned_labels, build_model, loss_terms, resize, training_loss
+from ICNet.weights import from_reference, imagenet_file
 
 HEADS = ("sub4", "sub8", "sub16")
+
+
+def total_loss(*arguments, **options) -> torch.Tensor:
+    """What training minimises: the sum of the terms."""
+    return sum(training_loss(*arguments, **options).values())
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,7 @@ class GoldenStep:
         self.losses, self.gradients = {}, {}
         parameters = dict(model.named_parameters())
         for method, total_name in (("nearest", "nearest_labels_total"), ("bilinear", "total")):
-            total = training_loss(self.outputs, target, method)
+            total = total_loss(self.outputs, target, method)
             terms = loss_terms(self.outputs, target, method, IGNORE_INDEX)
             self.losses |= {total_name: total.detach()}
             self.losses |= {f"{method}_labels_{head}": t.detach() for head, t in zip(HEADS, terms, strict=True)}
@@ -157,7 +154,7 @@ def test_fingerprint(backbone):
 
     target = fingerprint.labels(19, 128, 256, -1)
     for method, (total, terms) in FINGERPRINT_LOSSES.items():
-        assert training_loss(heads, target, method, ignore_index=-1).item() == fingerprint.approx(total)
+        assert total_loss(heads, target, method, ignore_index=-1).item() == fingerprint.approx(total)
         assert [t.item() for t in loss_terms(heads, target, method, -1)] == fingerprint.approx(terms)
 
 
@@ -252,7 +249,7 @@ def test_from_reference_wrappers(case, untrained, wrapper, prefixed):
 @pytest.mark.parametrize("method", ["aligned", "nearest", "bilinear"])
 def test_loss_without_a_valid_pixel(method):
     outputs = [torch.randn(2, 19, size, size, requires_grad=True) for size in (8, 4, 2)]
-    loss = training_loss(outputs, torch.full((2, 32, 32), IGNORE_INDEX), method)
+    loss = total_loss(outputs, torch.full((2, 32, 32), IGNORE_INDEX), method)
     loss.backward()
     assert loss.item() == 0
     assert all(torch.equal(output.grad, torch.zeros_like(output)) for output in outputs)
@@ -280,18 +277,18 @@ def test_loss_is_the_mean_over_valid_pixels():
     for output in outputs:
         output[:, 5] = np.log(19)
     target = torch.full((1, 16, 16), IGNORE_INDEX)
-    assert training_loss(outputs, target.index_fill(1, torch.tensor([0]), 5)).item() == pytest.approx(
+    assert total_loss(outputs, target.index_fill(1, torch.tensor([0]), 5)).item() == pytest.approx(
         1.8 * np.log(37 / 19)
     )
     target[0, 0, 0] = 5  # the only pixel of the first row that is taken to all three sizes
     target[0, 5, 5] = 6  # at 1/4 only
     main = (np.log(37 / 19) + np.log(37)) / 2
-    assert training_loss(outputs, target).item() == pytest.approx(main + 0.8 * np.log(37 / 19))
+    assert total_loss(outputs, target).item() == pytest.approx(main + 0.8 * np.log(37 / 19))
 
 
 def test_loss_of_unknown_label_resize():
     with pytest.raises(ValueError, match="'cubic'.*aligned"):
-        training_loss([torch.zeros(1, 19, 2, 2)] * 3, torch.zeros(1, 8, 8, dtype=torch.int64), "cubic")
+        total_loss([torch.zeros(1, 19, 2, 2)] * 3, torch.zeros(1, 8, 8, dtype=torch.int64), "cubic")
 
 
 @pytest.mark.parametrize("model", [torch.float32], indirect=True, ids=["float32"])
@@ -299,7 +296,7 @@ def test_loss_of_unknown_label_resize():
 def test_mixed_precision_loss(case, model, dtype):
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
         outputs = model.train()(case.image("train", torch.float32))
-        loss = training_loss(outputs, case.labels(), "nearest", ignore_index=-1)
+        loss = total_loss(outputs, case.labels(), "nearest", ignore_index=-1)
     assert outputs[1].dtype == dtype
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(case.manifest["train"]["loss64"]["nearest_labels_total"], rel=0.02)
@@ -309,7 +306,7 @@ def test_mixed_precision_loss(case, model, dtype):
 
 def test_loss_of_16_bit_logits_is_float32():
     outputs = [torch.randn(1, 19, size, size, dtype=torch.float16, requires_grad=True) for size in (8, 4, 2)]
-    loss = training_loss(outputs, torch.zeros(1, 32, 32, dtype=torch.int64))
+    loss = total_loss(outputs, torch.zeros(1, 32, 32, dtype=torch.int64))
     loss.backward()
     assert loss.dtype == torch.float32
     assert outputs[0].grad.dtype == torch.float16
@@ -318,7 +315,7 @@ def test_loss_of_16_bit_logits_is_float32():
 def test_training_step_suits_accelerators(untrained):
     images, target = torch.randn(2, 3, 40, 72), torch.randint(0, 19, (2, 40, 72))
     with Operators() as operators:
-        training_loss(untrained.train()(images), target).backward()
+        total_loss(untrained.train()(images), target).backward()
     assert operators.unwanted == []
     assert {"convolution", "upsample_bilinear2d", "index_select"} <= operators.names
     untrained.zero_grad(set_to_none=True)

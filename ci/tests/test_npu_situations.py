@@ -103,6 +103,13 @@ SITUATIONS = {
         "no npu device 5: there are 2, numbered from 0; use --device_list with some of 0..1",
         environment={"SIMULATED_NPU_DEVICES": "2"},
     ),
+    "no such device in the environment": Situation(
+        "simulated",
+        NPU,
+        "ASCEND_DEVICE_ID=7 is no NPU of this machine, which has 2; set it to one of 0..1, unset it, or give "
+        "--device_list",
+        environment={"SIMULATED_NPU_DEVICES": "2", "ASCEND_DEVICE_ID": "7"},
+    ),
     "bf16 on a chip without it": Situation(
         "simulated",
         [*NPU, "--amp_dtype=bf16"],
@@ -132,6 +139,18 @@ SITUATIONS = {
         f"incomplete, or LD_LIBRARY_PATH has lost it: source its set_env.sh once more{ELSE}",
         environment={"ASCEND_HOME_PATH": "/usr/local/cann"},
     ),
+    "CANN's home is set and the rest of its environment is not": Situation(
+        failing(
+            "ASCEND_OPP_PATH environment variable is not set. Please check whether the opp package has been "
+            "installed. If exist, please run 'source set_env.sh' in the CANN installation path."
+        ),
+        NPU,
+        f"{CANNOT}torch_npu does not find what it needs of CANN: ASCEND_OPP_PATH (not set), HOME/Ascend/cann/runtime "
+        "(no such folder), HOME/Ascend/cann/compiler (no such folder); source HOME/Ascend/cann/set_env.sh in this "
+        f"shell, or install CANN's toolkit and the operators of the chip (ops, kernels) anew{ELSE}",
+        environment={"ASCEND_HOME_PATH": "HOME/Ascend/cann"},
+        cann="Ascend/cann",
+    ),
 }
 
 
@@ -154,11 +173,10 @@ def environment_of(situation: Situation, folder: Path) -> dict[str, str]:
         cann.mkdir(parents=True)
         (cann / "set_env.sh").touch()
         (cann / "version.info").write_text("Version=8.0.RC1\n")
-    unset = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "TORCH_DEVICE_BACKEND_AUTOLOAD")
+    unset = ("ASCEND_HOME_PATH", "ASCEND_OPP_PATH", "ASCEND_TOOLKIT_HOME", "TORCH_DEVICE_BACKEND_AUTOLOAD")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    return (
-        environment | {"HOME": str(folder), "PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"} | situation.environment
-    )
+    own = {name: value.replace("HOME", str(folder)) for name, value in situation.environment.items()}
+    return environment | {"HOME": str(folder), "PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"} | own
 
 
 @pytest.mark.parametrize(

@@ -4,25 +4,23 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ci.tests.folders import ROOT
+from common.samples.layout import draw
 
 NAME = "PlainNet"
 
 MODEL = '''
 """Three convolutions, the smallest network that keeps the contract."""
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.backbone import plain_state_dict
 from common.errors import InputError
-from common.losses import at_least_float32, upsampled_cross_entropy
+from common.step.losses import at_least_float32, upsampled_cross_entropy
 
 
 class PlainNet(nn.Module):
@@ -51,20 +49,25 @@ def build_model(num_classes: int = 19) -> PlainNet:
     return PlainNet(num_classes)
 
 
-def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
-    return plain_state_dict(checkpoint)
+def training_loss(outputs: tuple[Tensor], target: Tensor) -> dict[str, Tensor]:
+    return {"main": upsampled_cross_entropy(outputs[0], target)}
+'''
 
+WEIGHTS = '''
+"""Nobody else has trained this network."""
 
-def training_loss(outputs: tuple[Tensor], target: Tensor) -> Tensor:
-    return upsampled_cross_entropy(outputs[0], target)
+from common.nets.backbone import plain_state_dict as from_reference
+
+__all__ = ["from_reference"]
 '''
 
 
-def changed(text: str, *changes: tuple[str, str]) -> str:
+def change(path: Path, *changes: tuple[str, str]) -> None:
+    text = path.read_text().replace("ICNet", NAME)
     for old, new in changes:
         assert old in text, old
         text = text.replace(old, new)
-    return text
+    path.write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -77,54 +80,52 @@ def tree(tmp_path_factory):
     folder = root / NAME
     shutil.copytree(root / "ICNet", folder)
     (folder / "model.py").write_text(MODEL)
-    for name in ("train.py", "data.py", "presets.py", "predict.py"):
-        (folder / name).write_text((folder / name).read_text().replace("ICNet", NAME))
-    presets, train, predict = folder / "presets.py", folder / "train.py", folder / "predict.py"
-    presets.write_text(
-        changed(
-            presets.read_text(),
-            ('    "backbone": "resnet50",\n', ""),
-            (', "backbone": ["resnet50", "resnet101", "resnet152"]', ""),
-            ('"icnet"', '"plainnet"'),
-        )
+    (folder / "weights.py").write_text(WEIGHTS)
+    change(folder / "data.py")
+    change(
+        folder / "presets.py",
+        ('    "backbone": "resnet50",\n', ""),
+        (', "backbone": ["resnet50", "resnet101", "resnet152"]', ""),
+        ('"icnet"', '"plainnet"'),
     )
-    predict.write_text(changed(predict.read_text(), ('{"backbone": presets.CHOICES["backbone"]}', "{}")))
-    train.write_text(
-        changed(
-            train.read_text(),
-            (", args.backbone", ""),
-            (', "backbone": args.backbone', ""),
-            (", imagenet_file", ""),
-            (", args.label_resize", ""),
-            ("list(model.backbone.parameters())", "list(model.layers[0].parameters())"),
-            ("    file = imagenet_file(args.backbone, args.pretrained)\n", ""),
-            ('[load_imagenet(model.backbone, file)] if file else ["initial weights: random"]', '["random weights"]'),
-        )
+    change(folder / "predict.py", ('{"backbone": presets.CHOICES["backbone"]}', "{}"))
+    change(
+        folder / "train.py",
+        (", backbone=args.backbone", ""),
+        (", args.backbone", ""),
+        ("import from_reference, imagenet_file", "import from_reference"),
+        (", model.backbone, imagenet_file", ""),
+        (", args.label_resize", ""),
+        ("model.backbone.parameters()", "model.layers[0].parameters()"),
     )
     shutil.rmtree(root / "ICNet")  # nothing of the sixth folder needs another one
     return root
 
 
 def in_tree(tree, *command) -> str:
-    done = subprocess.run(
-        [sys.executable, *command], cwd=tree, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    """What a command of Python prints there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=tree, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_it_keeps_the_contract_without_a_change_elsewhere(tree):
-    output = in_tree(tree, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "ci/tests/test_contract.py")
-    assert f"[{NAME}]" in output and "[ICNet]" not in output and " passed" in output
+def test_it_keeps_the_contract_and_the_rules_without_a_change_elsewhere(tree):
+    """Of the contract's tests that start processes, the one with two of them."""
+    files = ["ci/tests/test_contract.py", "ci/tests/test_architecture.py"]
+    rules = "imports_follow or same_files or optional_packages or flat_dictionary or launch_script or names_no_folder"
+    chosen = f"(test_contract and not killed and not refused_in_one_line) or {rules}"
+    output = in_tree(tree, "-m", "pytest", "-vv", "-p", "no:cacheprovider", *files, "-k", chosen)
+    assert f"two_processes_evaluate_like_one[{NAME}]" in output and "[ICNet]" not in output and " passed" in output
+    assert f"flat_dictionary_each_with_the_same_names[{NAME}]" in output and f"[{NAME}/train.py]" in output
 
 
 def test_a_users_walk_through_its_scripts_works(tree):
     assert f"smoke: {NAME} passed" in in_tree(tree, "ci/smoke.py", NAME)
 
 
-def test_it_keeps_the_rules_of_the_structure(tree):
-    rules = "imports_follow or same_files or optional_packages or flat_dictionary or launch_script"
-    output = in_tree(
-        tree, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "ci/tests/test_architecture.py", "-k", rules
-    )
-    assert f"[{NAME}]" in output and f"[{NAME}/train.py]" in output
+def test_its_training_is_timed_beside_the_plain_form(tree):
+    data = draw("cityscapes", tree / "few", train_images=2, val_images=1, size=(64, 96))
+    tiny = ["--preset=tiny", "--device=cpu", "--workers=0", "--repetitions=1", "--warmup=1", f"--data_path={data}"]
+    output = in_tree(tree, "-m", "common.tools.benchmark", "train", f"--model={NAME}", *tiny)
+    assert "plain / ours: " in output

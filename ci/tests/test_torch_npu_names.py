@@ -148,24 +148,30 @@ def test_the_arguments_of_calls_are_collected(tmp_path):
 def test_the_optimizers_of_the_plugin_are_known_by_the_calls_that_choose_them(tmp_path):
     text = """\
         import torch
-        from common.optimizer import fused_optimizer
+        from common.step.optimizer import fused_optimizer
         fused_optimizer(torch.optim.SGD, model.parameters(), world, "torch_npu", lr=1, momentum=0.9)
+        def main(args, run):
+            run.optimizer(torch.optim.Adam, run.model.parameters(), lr=args.lr)
+            self.amp = Amp(self.model, run.optimizer(kind, parameters), run.amp.optimizer())
         """
     uses = collect(tmp_path, write(tmp_path, {"ICNet/train.py": text}))
-    call = Call(1, ("lr", "momentum"))
-    assert uses == [Use("torch_npu.optim.NpuFusedSGD", "ICNet/train.py", 3, call, imported=True)]
+    assert uses == [
+        Use("torch_npu.optim.NpuFusedAdam", "ICNet/train.py", 5, Call(1, ("lr",)), imported=True),
+        Use("torch_npu.optim.NpuFusedSGD", "ICNet/train.py", 3, Call(1, ("lr", "momentum")), imported=True),
+    ]
 
 
 def test_the_sources_are_all_of_the_product_and_no_test():
     files = {path.relative_to(ROOT).as_posix() for path in names.product_files(ROOT)}
     assert {
-        "common/device.py",
+        "common/device/world.py",
         "common/tools/timed_training.py",
         *(f"{folder}/train.py" for folder in FOLDERS),
     } <= files
     assert not any(file.startswith("ci/") for file in files)
     collected = {use.name for use in collect(ROOT, names.product_files(ROOT))}
-    assert {"torch.npu.is_available", "torch.npu.Stream", "torch_npu.optim.NpuFusedAdam"} <= collected
+    optimizers = {"torch_npu.optim.NpuFusedAdam", "torch_npu.optim.NpuFusedSGD"}
+    assert {"torch.npu.is_available", "torch.npu.Stream", *optimizers} <= collected
 
 
 # A plugin in small, with the ways in which the real one defines its names.

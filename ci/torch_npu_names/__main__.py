@@ -77,7 +77,7 @@ def table(uses: dict[str, list[Use]], columns: dict[str, dict[str, Answer]]) -> 
 
 
 def _places(uses: list[Use]) -> str:
-    """common/data.py:150,157 common/device.py:93"""
+    """common/data/loading.py:95,102 common/device/world.py:83"""
     files = groupby(uses, key=lambda use: use.file)
     return " ".join(
         f"{file}:{','.join(str(line) for line in sorted({use.line for use in those}))}" for file, those in files

@@ -3,7 +3,8 @@
 What is found: `torch.npu.X` and `torch_npu.X`, also through an import, a variable, `self.X` or a function of the
 repository that returns one; and `getattr(torch, device_type).X`, as whatever is not a literal there may be "npu". What
 is not: attributes of what a call returns, such as the methods of a stream; names of a module that is a function's
-argument; and names that are put together from text, other than those of `fused_optimizer`.
+argument; and names that are put together from text, other than those of the optimizers that `Run.optimizer` and
+`fused_optimizer` choose.
 """
 
 import ast
@@ -15,7 +16,7 @@ from pathlib import Path
 
 MODULE_AS_TEXT = re.compile(r"torch_npu(\.\w+)+")
 BELOW = ("torch.npu.", "torch_npu.")
-FUSED_OPTIMIZER = "common.optimizer.fused_optimizer"
+FUSED_OPTIMIZER = "common.step.optimizer.fused_optimizer"
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,9 @@ class _Collector(ast.NodeVisitor):
         keywords = tuple(keyword.arg for keyword in node.keywords if keyword.arg)
         complete = len(keywords) == len(node.keywords) and not any(isinstance(arg, ast.Starred) for arg in node.args)
         positional = sum(not isinstance(arg, ast.Starred) for arg in node.args)
-        if function == FUSED_OPTIMIZER and isinstance(node.args[0], ast.Attribute):
+        if (kind := self._chosen_optimizer(node, function)) is not None:
             given = tuple(name for name in keywords if name not in ("kind", "parameters", "world", "source"))
-            name = f"torch_npu.optim.NpuFused{node.args[0].attr}"
+            name = f"torch_npu.optim.NpuFused{kind}"
             self._record(node, name, Call(1, given, complete), imported=True)
         self._record(node.func, function, Call(positional, keywords, complete))
         is_import = function == "importlib.import_module"
@@ -186,6 +187,14 @@ class _Collector(ast.NodeVisitor):
         self._visit_owner(node.func)
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             self.visit(argument)
+
+    def _chosen_optimizer(self, call: ast.Call, function: str | None) -> str | None:
+        """X of a call `run.optimizer(torch.optim.X, ...)`, whatever the run is called, or of fused_optimizer's."""
+        of_a_run = isinstance(call.func, ast.Attribute) and call.func.attr == "optimizer"
+        if not call.args or not (of_a_run or function == FUSED_OPTIMIZER):
+            return None
+        kind = self.resolve(call.args[0]) or ""
+        return kind.removeprefix("torch.optim.") if kind.startswith("torch.optim.") else None
 
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str) and MODULE_AS_TEXT.fullmatch(node.value):

@@ -1,4 +1,6 @@
-"""How fast the parts of a model's training are, beside their plain forms: python -m common.tools.benchmark WHAT ...
+"""How fast the parts of a model's training are, beside their plain forms.
+
+    python3 -m common.tools.benchmark WHAT --model NAME ...
 
 data     the training set: samples per second and core, against the references' pipeline (`common.tools.plain_data`)
 train    the training step of the folder's train.py, against the plain step (`common.tools.plain`)
@@ -10,6 +12,12 @@ process, so that what else happens on the machine meets all of it: trust the rat
 has finished whenever the clock is read.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository root importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import collections
 import contextlib
 import importlib
@@ -17,9 +25,7 @@ import itertools
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from copy import copy
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,23 +33,24 @@ from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from common.amp import autocast
 from common.args import Parser, parse_args
-from common.cache import check_cache
-from common.data import batches, eval_batches, sample_rng, to_device, worker_count
-from common.decode import decoder_name, open_image
-from common.device import World, exit_codes, find_device_type
+from common.data.cache import check_cache
+from common.data.colours import picture_to_input
+from common.data.decode import decoder_name, open_image
+from common.data.loading import batches, eval_batches, to_device, worker_count
+from common.data.order import StepRange, sample_rng
+from common.device.exits import exit_codes
+from common.device.world import World, find_device_type
 from common.errors import InputError
-from common.evaluate import evaluate
-from common.metrics import ConfusionMatrix
-from common.predict import segment
-from common.runlog import write_json
+from common.record.files import write_json
+from common.scores.evaluate import Evaluation, evaluate
+from common.scores.predict import segment
+from common.step.amp import autocast
 from common.tools.cache import keep
 from common.tools.complexity import complexity
 from common.tools.plain_data import PlainSample, plain_sample
 from common.tools.timed_training import benchmark_train
 from common.tools.timing import Folder, facts, figure, lines, picture_size, ratio, timed, utilisation
-from common.transforms import picture_to_input
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,10 +61,7 @@ def benchmark_data(folder: Folder, own: Namespace) -> dict:
     args.evaluate = False  # a preset for evaluation has no training set
     world = folder.world()
     with tempfile.TemporaryDirectory() as temporary:
-        ours, cached = (
-            folder.module("train").datasets(Namespace(**{**vars(args), "cache": cache}))[0]
-            for cache in ("", args.cache or temporary)
-        )
+        ours, cached = (folder.datasets(cache=cache).train for cache in ("", args.cache or temporary))
         check_cache(args.cache, [cached])
         size = own.images or args.device_batch_size
         plain = plain_sample(folder.presets.LAYOUT, args)
@@ -130,7 +134,8 @@ def _loader_rate(dataset: Dataset, folder: Folder, repetitions: int, world: Worl
     args = folder.args
     workers, size = worker_count(args.workers, world), args.device_batch_size
     ahead = 4 * max(1, workers)  # twice what is fetched in advance
-    stream = batches(dataset, size, world, args.seed, workers, 0, ahead + repetitions + ahead)
+    steps = StepRange(size, args.seed, 0, ahead + repetitions + ahead)
+    stream = batches(dataset, steps, world, workers)
     collections.deque(itertools.islice(stream, ahead), maxlen=0)
     seconds = timed(lambda: collections.deque(itertools.islice(stream, repetitions), maxlen=0), world)
     return {"workers": workers, "images_per_second": repetitions * size / seconds}
@@ -142,7 +147,7 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
     args.validate = True
     world = folder.world()
     workers = worker_count(args.workers, world)
-    val_set = copy(folder.module("train").datasets(args)[1])
+    val_set = folder.datasets().val
     val_set.pairs = val_set.pairs[: own.images or len(val_set.pairs)]
     check_cache(args.cache, [val_set])
     model = folder.network(world).eval()
@@ -155,9 +160,7 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
             model(images)
 
     def whole() -> None:
-        classes = max(2, model.options["num_classes"])
-        evaluate(model, val_set, ConfusionMatrix(classes, device=world.device), args.eval_batch_size, world, workers,
-                 context)  # fmt: skip
+        evaluate(model, val_set, val_set.metric(world), Evaluation(world, args.eval_batch_size, workers, context))
 
     clock: dict[str, list[float]] = {"with decoding": [], "network alone": []}
     for repetition in range(-own.warmup, own.repetitions):
@@ -190,8 +193,8 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
     torch.backends.cudnn.benchmark = False  # as in `predict`
     path = own.input or folder.module("data").validation_images(args.data_path)[0]
     data = folder.module("data")
-    to_input = partial(data.to_input, image_size=args.image_size) if hasattr(data, "to_input") else picture_to_input
     model = folder.network(world).eval()
+    to_input = partial(data.to_input, options=model.options) if hasattr(data, "to_input") else picture_to_input
     context = partial(autocast, folder.opt_level(world), args.amp_dtype, world)
 
     def mask(image) -> np.ndarray:

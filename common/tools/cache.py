@@ -1,22 +1,29 @@
-"""Decode a data set ahead of the training: python -m common.tools.cache --model ICNet --data_path DIR --cache DIR
+"""Decode a data set ahead of the training, into the folder that its --cache will name.
+
+    python3 -m common.tools.cache --model NAME --data_path DIR --cache DIR
 
 Takes the flags of that model's train.py, of which those that choose the data count. What is in the cache already is
 left as it is, so the command can be stopped and started again, and a training may run at the same time.
 """
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository root importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import argparse
 import importlib
 from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from tqdm import tqdm
 
 from common.args import Parser, parse_args
-from common.cache import SUFFIX, CachedReader, check_cache
-from common.cores import cpu_cores
-from common.device import exit_codes
+from common.data.cache import SUFFIX, CachedReader, check_cache
+from common.device.cores import cpu_cores
+from common.device.exits import exit_codes
 from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,12 +61,13 @@ def keep(read: CachedReader, pair: Sequence[Path]) -> None:
         raise InputError(f"the cache {read.folder} takes no more; free some space on its disk and start again")
 
 
-def main() -> None:
-    model, args = parse()
+def main(argv: list[str] | None = None) -> None:
+    """Decode what is missing, and print what there is."""
+    model, args = parse(argv)
     with exit_codes():
         if not args.cache:
             raise InputError("no --cache; name the folder for the decoded pictures")
-        datasets = [dataset for dataset in importlib.import_module(f"{model}.train").datasets(args) if dataset]
+        datasets = importlib.import_module(f"{model}.data").build_datasets(args).used
         check_cache(args.cache, datasets)
         fill(datasets, cpu_cores() if args.workers == "auto" else max(1, args.workers))
         size = sum(path.stat().st_size for path in Path(args.cache).glob(f"*{SUFFIX}"))

@@ -1,13 +1,20 @@
-"""Parameters and operations of the networks: python -m common.tools.complexity [MODEL ...]
+"""Parameters and operations of the networks.
+
+    python3 -m common.tools.complexity [MODEL ...]
 
 Operations are those of one image of the training size through the network as it predicts (no auxiliary heads), counted
 by torch.utils.flop_counter: two for each multiplication with addition, in convolutions and matrix products alone.
 Nothing is computed: the network lives on the meta device.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository root importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import importlib
 import inspect
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,11 +43,12 @@ def complexity_of(name: str) -> tuple[tuple[int, int], int, int]:
     return size, *complexity(build_model, {name: value for name, value in values.items() if name in known}, size)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Print the table of the models that are asked for."""
     models = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"some of {', '.join(models)}; default: all")
-    chosen = parser.parse_args().models or models
+    chosen = parser.parse_args(argv).models or models
     unknown = sorted(set(chosen) - set(models))
     if unknown:
         parser.error(f"no model {unknown[0]}; there are {', '.join(models)}")

@@ -1,15 +1,16 @@
 """The plain form of a training step, against which the benchmark and the tests compare ours.
 
 Plain is what one writes first: eager, float32, contiguous tensors, an optimizer that updates one tensor after another,
-losses that hold every full-size tensor at once, torch's own convolutions, an enlargement before the one that reads it,
-and, in ICNet, the stages that its reference computes without using their result. It computes the same loss and, up to
-rounding, the same gradients. What `common.device.setup` does to malloc is up to the caller.
+losses that hold every full-size tensor at once, an enlargement before the convolution that reads it and, where a
+network has `compute_like_the_reference`, what its reference computes without using the result. It computes the same
+loss and, up to rounding, the same gradients.
 """
 
+import contextlib
 import copy
-import importlib
+import inspect
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -17,20 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
-from common.upsampling import UpsampledConv2d
-from common.winograd import WinogradConv2d
+from common.nets.upsampling import UpsampledConv2d
 
 
 def plain_training(
-    folder: str, model: nn.Module, args: Namespace, dtype: torch.dtype | None = None
+    model: nn.Module, training_loss: Callable, args: Namespace, dtype: torch.dtype | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """One whole training step of a deep copy of `model`: forward, loss, backward, optimizer.
 
     dtype: float16 or bfloat16 for autocast in it, with a loss scale for float16; without it all is float32.
 
-    folder: the name of the model's folder; `model`: its network, not wrapped. args: the values of one of its presets
-    (learning rate, momentum or betas, weight decay, options of the loss). The step takes images [B, 3, H, W] float32
-    and target [B, H, W] on the device of the model, and returns the loss, a detached scalar on that device.
+    model: not wrapped. training_loss: (outputs, target) -> the terms of the folder's loss by name. args: the values of
+    one of its presets (learning rate, momentum or betas, weight decay). The step takes images [B, 3, H, W] float32 and
+    target [B, H, W] on the device of the model, and returns the loss, a detached scalar on that device.
     """
     module = plain_network(model)
     optimizer = plain_optimizer(module, args)
@@ -39,7 +39,9 @@ def plain_training(
 
     def step(images: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(device_type, dtype, enabled=dtype is not None):
-            loss = plain_loss(folder, module(images.contiguous()), target, args)
+            outputs = module(images.contiguous())
+            with plain_losses(training_loss):
+                loss = sum(training_loss(outputs, target).values())
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -55,15 +57,8 @@ def plain_network(model: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, UpsampledConv2d):
             layer.forward = partial(_enlarge_then_convolve, layer)
-        elif isinstance(layer, WinogradConv2d):
-            layer.forward = partial(nn.Conv2d.forward, layer)
-    if type(module).__name__ == "ICNet":
-        # the reference runs the half-size image through all four stages and uses the second one's output
-        stages_of = module.backbone.forward
-        module.backbone.forward = lambda images, stages=4: stages_of(images)[:stages]
-        # and classifies the features after their enlargement
-        module.last_classifier, module.classifier = module.classifier, nn.Identity()
-        module.register_forward_hook(lambda net, _, outputs: (net.last_classifier(outputs[0]), *outputs[1:]))
+    if hasattr(module, "compute_like_the_reference"):
+        module.compute_like_the_reference()
     return module
 
 
@@ -79,34 +74,24 @@ def plain_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), momentum=args.momentum, **options)
 
 
-def plain_loss(folder: str, outputs: tuple[Tensor, ...], target: Tensor, args: Namespace) -> Tensor:
-    """The folder's training loss with every intermediate result at full size; a scalar in the dtype of the logits."""
-    if folder == "AttentionUNet":
-        counts = target != IGNORE_INDEX
-        truth = torch.where(counts, target, 0).to(outputs[0].dtype)
-        losses = F.binary_cross_entropy_with_logits(outputs[0][:, 0], truth, reduction="none")
-        return (losses * counts).sum() / counts.sum().clamp(min=1)
-    if folder == "DynamicUNet":
-        return _cross_entropy(outputs[0], target, over_all_pixels=False)
-    weights = importlib.import_module(f"{folder}.model").LOSS_WEIGHTS
-    if folder == "ICNet":
-        labels = [_labels_at(target, o.shape[-2:]) for o in outputs]
-        terms = [_cross_entropy(o, truth, over_all_pixels=False) for o, truth in zip(outputs, labels, strict=True)]
-    else:
-        size = target.shape[-2:]
-        logits = [F.interpolate(o, size=size, mode="bilinear", align_corners=False) for o in outputs]
-        terms = [_cross_entropy(o, target, over_all_pixels=not args.avg_non_ignore) for o in logits]
-    return sum(weight * term for weight, term in zip(weights, terms, strict=True))
+@contextlib.contextmanager
+def plain_losses(training_loss: Callable) -> Iterator[None]:
+    """Within it a folder's loss enlarges all its logits first, and holds every intermediate result at full size."""
+    names = inspect.unwrap(getattr(training_loss, "func", training_loss)).__globals__  # of the folder's model.py
+    ours = names.get("upsampled_cross_entropy")
+    if ours:
+        names["upsampled_cross_entropy"] = plain_upsampled_cross_entropy
+    try:
+        yield
+    finally:
+        if ours:
+            names["upsampled_cross_entropy"] = ours
 
 
-def _labels_at(target: Tensor, size: Sequence[int]) -> Tensor:
-    """The nearest labels [B, *size] with aligned corners, of target [B, H, W]."""
-    lines = (torch.linspace(-1, 1, length, device=target.device) for length in size)
-    rows, columns = torch.meshgrid(*lines, indexing="ij")
-    places = torch.stack((columns, rows), dim=-1).expand(len(target), -1, -1, -1)
-    return F.grid_sample(target[:, None].float(), places, mode="nearest", align_corners=True)[:, 0].long()
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, over_all_pixels: bool) -> Tensor:
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
-    return losses.mean() if over_all_pixels else losses.sum() / (labels != IGNORE_INDEX).sum().clamp(min=1)
+def plain_upsampled_cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, over_all_pixels: bool = False
+) -> Tensor:
+    """What `common.step.losses.upsampled_cross_entropy` computes, as a graph of torch's operators."""
+    large = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    losses = F.cross_entropy(large, labels, ignore_index=ignore_index, reduction="none")
+    return losses.mean() if over_all_pixels else losses.sum() / (labels != ignore_index).sum().clamp(min=1)

@@ -2,8 +2,8 @@
 
 Decode with Pillow, resize the whole picture and the whole label to a random scale, crop, augment, and normalise in
 float32 with NumPy, one sample at a time and all of it on the host. It is the yardstick, so nothing here is taken from
-`common.transforms` or the data sets. A sample is (image [3, H, W] float32, target [H, W]), of class ids in int64 or,
-of lesions, of shares in float32.
+`common.data.transforms` or the data sets. A sample is (image [3, H, W] float32, target [H, W]), of class ids in int64
+or, of lesions, of shares in float32.
 """
 
 from argparse import Namespace
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from common import IGNORE_INDEX
-from common.cityscapes import TRAIN_ID_OF_LABEL_ID
+from common.data.cityscapes import TRAIN_ID_OF_LABEL_ID
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; RGB in [0, 1]
 BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
@@ -41,7 +41,7 @@ def blurred_crop(
     crop_size: tuple[int, int],
     scales: tuple[float, float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ICNet's and DynamicUNet's: flip, scale by the short side, pad, crop, blur, map the ids of the crop."""
+    """As the references of `BlurredCrops`: flip, scale by the short side, pad, crop, blur, map the ids of the crop."""
     image, label = Image.open(image_file).convert("RGB"), _open_label(label_file)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -71,7 +71,7 @@ def distorted_crop(
     scales: tuple[float, float],
     cat_max_ratio: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """DeepLabV3's and BiSeNetV1's, mmsegmentation's: scale, crop anew while one class fills it, flip, colours, pad."""
+    """As mmsegmentation: scale, crop anew while one class fills it, flip, change colours, pad."""
     image, label = Image.open(image_file).convert("RGB"), _open_label(label_file)
     ratio = rng.uniform(*scales)
     factor = min(
@@ -106,7 +106,7 @@ def lesion(
     image_size: int,
     augmentation_prob: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attention U-Net's: resize, a share of them augmented, resize; masks are blended like pictures.
+    """Of pictures of lesions: resize, augment a share of them, resize; masks are blended like pictures.
 
     The reference's lengths in pixels are those of pictures of 224; they grow with the size.
     """

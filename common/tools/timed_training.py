@@ -9,20 +9,20 @@ from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from common import IGNORE_INDEX
-from common.amp import DTYPES
-from common.cache import check_cache
-from common.data import batches
-from common.device import World, keep_freed_memory, seed_step, synchronize
+from common.data.colours import normalize
+from common.data.loading import batches
+from common.data.order import StepRange
+from common.device.world import World, seed_step, synchronize
+from common.run import Feed, Run
+from common.step.amp import DTYPES
 from common.tools.peak import training_operations
 from common.tools.plain import plain_training
 from common.tools.timing import Folder, Held, facts, figure, held, ratio, timed, utilisation
-from common.transforms import normalize
 
 FOREVER = 1_000_000  # steps: no epoch ends while a training is timed
 BATCHES_OF_NOISE = 4  # that a training is fed in turn
@@ -32,27 +32,18 @@ def benchmark_train(folder: Folder, own: Namespace) -> dict:
     """The training loop of the folder's train.py, fed with noise or from its data set."""
     args = _training_values(folder, own)
     train = folder.module("train")
-    if own.loader:
-        check_cache(args.cache, train.datasets(args))
     clock = _TrainingClock(folder, own)
-    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()) as said:
+    with tempfile.TemporaryDirectory() as temporary:
         args.output_dir = str(Path(temporary, "run"))
-        with _in_place(train, batches=clock.feed, steps_in_epoch=lambda *_: FOREVER):
-            train.main(args)
-    lines = said.getvalue().splitlines()[1:]  # the first one names the run, and others report steps
+        run = Run(args, folder.presets, feed=Feed(clock.feed, lambda *_: FOREVER))
+        built = run.build(train.build)  # says what it finds in a cache
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            run.join()
+            train.main(args, run, *built)
+    lines = itertools.dropwhile(lambda line: "; output in " not in line, said.getvalue().splitlines())
+    next(lines)  # names the run; what comes before the steps is about how it begins
     notes = itertools.takewhile(lambda line: not line.startswith("epoch "), lines)
     return clock.result() | {"notes": "; ".join(notes)}
-
-
-@contextlib.contextmanager
-def _in_place(module: ModuleType, **stand_ins) -> Iterator[None]:
-    """Other functions under the names that a module has imported: its own loop runs, on what they give it."""
-    originals = {name: getattr(module, name) for name in stand_ins}
-    vars(module).update(stand_ins)
-    try:
-        yield
-    finally:
-        vars(module).update(originals)
 
 
 def _training_values(folder: Folder, own: Namespace) -> Namespace:
@@ -90,16 +81,14 @@ class _TrainingClock:
         self.held: dict[str, Held] = {}
         self.data_wait_share = 0.0
 
-    def feed(
-        self, dataset, device_batch_size: int, world: World, seed: int, workers: int, first_step: int, total_steps: int
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Takes the place of `common.data.batches`. One repetition is `block` steps."""
-        self.world, self.images, self.workers = world, device_batch_size, workers
+    def feed(self, dataset, todo: StepRange, world: World, workers: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Takes the place of `common.data.loading.batches`. One repetition is `block` steps."""
+        self.world, self.images, self.workers = world, todo.device_batch_size, workers
         steps, own = itertools.count(), self.own
         if own.loader:
-            source = batches(dataset, device_batch_size, world, seed, workers, first_step, total_steps)
+            source = batches(dataset, todo, world, workers)
         else:
-            noise = _noise(self.folder, device_batch_size, world)
+            noise = _noise(self.folder, todo.device_batch_size, world)
             source = ((0, *pair) for pair in itertools.cycle(noise))
 
         waits: list[float] = []
@@ -110,7 +99,7 @@ class _TrainingClock:
                 _, images, target = next(source)
                 waits.append(time.perf_counter() - asked)
                 step = next(steps)
-                seed_step(seed, world, step)
+                seed_step(todo.seed, world, step)
                 yield step, images, target
 
         yield from items(1)
@@ -126,9 +115,8 @@ class _TrainingClock:
             synchronize(world)
             self.ours.append(time.perf_counter() - started)
             for name, form in plain.items():
-                with _malloc_as_it_is(world):
-                    some = itertools.islice(form, own.block)
-                    self.plain.setdefault(name, []).append(timed(partial(list, some), world))
+                some = itertools.islice(form, own.block)
+                self.plain.setdefault(name, []).append(timed(partial(list, some), world))
             if done == own.steps or (not self.held and done >= own.steps // 10):
                 self.held[f"after {done} steps"] = held()
         self.data_wait_share = sum(waits) / sum(self.ours)
@@ -150,7 +138,9 @@ class _TrainingClock:
         if world.device.type != "cpu":
             batch_bytes = sum(tensor.nbytes for pair in noise for tensor in pair)
             before = getattr(torch, world.device.type).memory_allocated(world.device) - batch_bytes
-        step = plain_training(self.folder.name, self.folder.network(world), self.folder.args, dtype)
+        training_loss = self.folder.module("model").training_loss
+        training_loss = partial(training_loss, **self.folder.taken_by(training_loss))
+        step = plain_training(self.folder.network(world), training_loss, self.folder.args, dtype)
         steps = (step(*pair) for pair in itertools.cycle(noise))
         next(steps)
         self._measure_memory(name)
@@ -194,25 +184,10 @@ class _TrainingClock:
         return result | utilisation(result, figures["ours"]["images_per_second"], operations)
 
 
-@contextlib.contextmanager
-def _malloc_as_it_is(world: World) -> Iterator[None]:
-    """On the CPU without the setting of malloc that `setup` makes: it is no part of the plain form."""
-    if world.device.type != "cpu":
-        yield
-        return
-    keep_freed_memory(False)
-    try:
-        yield
-    finally:
-        keep_freed_memory()
-
-
 def _noise(folder: Folder, device_batch_size: int, world: World) -> list[tuple[Tensor, Tensor]]:
     """Batches of random bytes as a data set would deliver them, with some ignored pixels."""
     generator = torch.Generator().manual_seed(folder.args.seed)
-    with torch.device("meta"):
-        options = folder.module("model").build_model(**folder.network_options()).options
-    classes = max(2, options["num_classes"])
+    classes = len(folder.module("data").INFO.class_names)
     noise = []
     for _ in range(BATCHES_OF_NOISE):
         pixels = torch.randint(256, (device_batch_size, 3, *folder.size), dtype=torch.uint8, generator=generator)

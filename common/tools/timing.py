@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common.amp import effective_opt_level
 from common.args import format_value
-from common.cuda import has_tf32
-from common.device import World, device_name, place, setup, synchronize
-from common.runlog import resident_bytes
+from common.data.pictures import Datasets
+from common.device.cuda import has_tf32
+from common.device.memory import resident_bytes
+from common.device.placement import place
+from common.device.world import Modes, World, chosen_devices, device_name, setup, synchronize
+from common.step.amp import effective_opt_level
 from common.tools.peak import peak_tflops
 
 
@@ -42,9 +44,18 @@ class Folder(NamedTuple):
         """Height and width of a training image."""
         return self.args.crop_size if hasattr(self.args, "crop_size") else (self.args.image_size,) * 2
 
+    def datasets(self, **changes: object) -> Datasets:
+        """The data sets that the run uses; changes: of its values."""
+        return self.module("data").build_datasets(Namespace(**{**vars(self.args), **changes}))
+
     def network_options(self) -> dict:
         """What `build_model` is called with."""
-        known = inspect.signature(self.module("model").build_model).parameters
+        options = self.taken_by(self.module("model").build_model)
+        return {"num_classes": self.module("data").INFO.num_classes, **options}
+
+    def taken_by(self, function: Callable) -> dict:
+        """Those of the values that are called like a parameter of the function."""
+        known = inspect.signature(function).parameters
         return {name: value for name, value in vars(self.args).items() if name in known}
 
     def network(self, world: World) -> nn.Module:
@@ -56,15 +67,7 @@ class Folder(NamedTuple):
 
     def world(self) -> World:
         args = self.args
-        return setup(
-            args.device,
-            args.device_list,
-            args.seed,
-            args.deterministic,
-            args.hf32,
-            args.channels_last,
-            args.precision_mode,
-        )
+        return setup(args.device, chosen_devices(args), args.seed, args.deterministic, Modes.of(args))
 
 
 # ---- the clock

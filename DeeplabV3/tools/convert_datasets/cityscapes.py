@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from common import IGNORE_INDEX
 from common.args import Parser
-from common.checkpoint import write_atomically
-from common.cityscapes import KNOWN_LABEL_IDS, LABELS, TRAIN_ID_OF_LABEL_ID
-from common.decode import read_label
+from common.data.cityscapes import KNOWN_LABEL_IDS, LABELS, TRAIN_ID_OF_LABEL_ID
+from common.data.decode import read_label
 from common.errors import InputError
+from common.record.files import write_atomically
 
 SPLITS = ("train", "val", "test")
 SOURCES = ("_labelIds.png", "_polygons.json")  # the first that a picture has is taken

@@ -1,6 +1,7 @@
 """Operators of the device: each runs on the CPU, on the same memory, after a look at whether a device would do it."""
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -293,11 +294,27 @@ def _sync_batch_norm_operators() -> dict[str, Callable]:
 
 
 def fused_step(op: torch._ops.OpOverload, *args, **kwargs):
-    """A step of a fused optimizer of torch, which CANN has for newer chips, and of SGD with a momentum."""
+    """A step of a fused optimizer of torch, which CANN has for newer chips, and of SGD with a momentum.
+
+    SGD's reads on the host whether the step is to be skipped. Adam's is registered for all chips; below Ascend 950 the
+    plugin takes the tensors to the host, computes there, and takes them back.
+    """
     if not rules.INF_NAN:
         raise RuntimeError(f"{op} is not supported on {rules.SOC} (EZ9999)")
     if op is aten._fused_sgd_.default and not kwargs["momentum"] > 0:
         raise RuntimeError("Expected momentum > 0 to be true")
+    if op is aten._fused_sgd_.default and kwargs.get("found_inf") is not None:
+        COUNTERS.wait("item")
+    if op is not aten._fused_sgd_.default and not rules.SOC.startswith("Ascend950"):
+        name = op.name().removesuffix(".default")
+        warnings.warn(
+            f"CAUTION: The operator '{name}' is not currently supported on the NPU backend and will fall back to run "
+            "on the CPU. This may have performance implications.",
+            stacklevel=2,
+        )
+        COUNTERS.wait("fallback to the host")
+        for _ in (tensor for argument in args if isinstance(argument, list | tuple) for tensor in argument):
+            COUNTERS.wait("copy to the host")
     return run(op, *args, **kwargs)
 
 

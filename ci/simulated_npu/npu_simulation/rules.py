@@ -18,6 +18,7 @@ SOCS = {
     "Ascend910B1": (True, True),
     "Ascend910B3": (True, True),
     "Ascend910_9391": (True, True),
+    "Ascend950": (True, True),
 }
 SOC = os.environ.get("SIMULATED_NPU_SOC", "Ascend910B3")
 BFLOAT16, INF_NAN = SOCS[SOC]

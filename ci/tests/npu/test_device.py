@@ -1,6 +1,7 @@
 """The simulated NPU itself: as exact as the CPU, as picky as the hardware, and a good observer."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,14 +316,33 @@ def test_events_measure_time_if_asked_to(npu):
         start.elapsed_time(npu.Event())
 
 
-def test_the_profiler_of_the_plugin_writes_a_trace(npu, tmp_path):
+@pytest.mark.parametrize("starts", [True, False])
+@pytest.mark.parametrize("steps", [None, 1, 2])
+def test_the_profiler_of_the_plugin(npu, tmp_path, monkeypatch, capsys, steps, starts):
+    """It warns without a schedule whose steps are made, and of its own defaults; and it raises no error."""
     import torch_npu
+    from npu_simulation import profiler
 
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(profiler, "STARTS", starts)
     activities = torch_npu.profiler.ProfilerActivity
-    with torch_npu.profiler.profile(activities=[activities.CPU, activities.NPU]) as profile:
-        image() + 1
-    profile.export_chrome_trace(str(tmp_path / "trace.json"))
-    assert (tmp_path / "trace.json").stat().st_size > 0
+    given = {"activities": [activities.CPU, activities.NPU]}
+    if steps:
+        given["schedule"] = torch_npu.profiler.schedule(wait=0, warmup=0, active=2, repeat=1)
+        given["experimental_config"] = torch_npu.profiler._ExperimentalConfig(
+            aic_metrics=torch_npu.profiler.AiCMetrics.AiCoreNone
+        )
+    with torch_npu.profiler.profile(**given) as profile:
+        for _ in range(steps or 2):
+            image() + 1
+            profile.step()
+    profile.export_chrome_trace("trace.json")
+    assert Path("trace.json").is_file() is starts
+    assert [*Path("export_only_prof_dir").iterdir()], "it does not clean up either"
+    output = capsys.readouterr().out
+    assert ("Call start failed. Exception: libmsprofiler.so" in output) is not starts
+    assert ("Incorrect schedule" in output) is (starts and steps != 2)
+    assert ("reset aic metrics to None" in output) is (steps is None)
     assert not hasattr(profile, "key_averages")
     with pytest.raises(TypeError):
         torch_npu.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])

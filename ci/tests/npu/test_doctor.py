@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.tools import doctor, trial_step
+from common.tools import doctor, doctor_packages, trial_step
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_chip_with_bfloat16_takes_the_step_in_all_precisions(examined):
         "HF32": "convolutions on, matrix products off; --no_hf32 turns both off",
     }
     steps = section("one training step on npu:0")
-    assert list(steps) == ["float32", "fp16", "bf16"]
+    assert list(steps) == ["float32", "fp16", "bf16", "float32, Adam"]
     assert all(text.startswith("right: ") for text in steps.values())
     assert section("Ascend")["torch_npu"].startswith("2.13.0, ")
     assert section("Ascend")["torch_npu.optim"] == "imports"
@@ -63,7 +63,7 @@ def test_the_step_is_taken_without_hf32(npu, examined, monkeypatch):
         lambda *arguments: flags.append((npu.conv.allow_hf32, npu.matmul.allow_hf32)) or step(*arguments),
     )  # fmt: skip
     assert examined("--device", "npu")[0] == 0
-    assert flags == [(False, False)] * 3
+    assert flags == [(False, False)] * 4
 
 
 def test_a_chip_of_the_first_generation(examined, monkeypatch):
@@ -78,8 +78,18 @@ def test_a_chip_of_the_first_generation(examined, monkeypatch):
     assert section("arithmetic")["bfloat16"].startswith("no")
     assert section("arithmetic")["overflow"].startswith("the largest number")
     steps = section("one training step")
-    assert list(steps) == ["float32", "fp16"]
+    assert list(steps) == ["float32", "fp16", "float32, Adam"]
     assert "loss off by" in steps["float32"] and "(1e-02 allowed)" in steps["float32"], "which it computes in float16"
+
+
+def test_the_card_of_the_environment_takes_the_step(npu, examined, monkeypatch):
+    monkeypatch.setenv("ASCEND_DEVICE_ID", "3")
+    code, _, section = examined("--device", "npu")
+    assert code == 0 and list(section("one training step on npu:3"))[0] == "float32"
+    npu.set_device(0)
+    monkeypatch.setenv("ASCEND_DEVICE_ID", "8")
+    code, lines, _ = examined("--device", "npu")
+    assert code == 1 and "ASCEND_DEVICE_ID=8 is no NPU of this machine, which has 8; set it to one of 0..7" in lines[-1]
 
 
 def test_no_device_is_the_last_line(examined, monkeypatch):
@@ -96,9 +106,11 @@ def test_no_device_is_the_last_line(examined, monkeypatch):
 
 @pytest.mark.parametrize("package, name", [("google.protobuf", "protobuf"), ("attr", "attrs"), ("absl", "absl-py")])
 def test_packages_of_the_operator_compiler_are_looked_for(examined, monkeypatch, package, name):
-    real = doctor._installed
+    real = doctor_packages.installed
     monkeypatch.setattr(
-        doctor, "_installed", lambda each: each != package and (each in doctor.CANN_PACKAGES or real(each))
+        doctor_packages,
+        "installed",
+        lambda each: each != package and (each in doctor_packages.CANN_PACKAGES or real(each)),
     )
     code, lines, section = examined("--device", "npu")
     assert code == 0

@@ -1,14 +1,18 @@
 """What flags and chips mean for a run on the simulated NPU; with the smallest of the models."""
 
 import json
+import runpy
+import sys
 
 import pytest
 import torch
 
+from ci.tests.folders import ROOT, module
 from ci.tests.npu.test_runs import RUNS
-from ci.tests.test_contract import data, last_checkpoint, metric_rows, train  # noqa: F401  a fixture among them
-from common.data import _stream_beside
-from common.device import setup
+from ci.tests.runs import last_checkpoint, metric_rows
+from ci.tests.test_contract import data, train  # noqa: F401  a fixture among them
+from common.data.loading import _stream_beside
+from common.device.world import Modes, setup
 from common.errors import InputError
 
 FOLDER = "AttentionUNet"
@@ -22,7 +26,7 @@ def test_the_device_is_set_up_for_ready_made_kernels(npu, monkeypatch):
     monkeypatch.setattr(npu, "set_compile_mode", lambda **options: modes.append(options))
     for hf32 in (None, True, False):
         type(npu.config)._allow_internal_format = True
-        setup("npu", hf32=hf32)
+        setup("npu", modes=Modes(hf32=hf32))
         assert type(npu.config)._allow_internal_format is False
         if hf32 is not None:
             assert npu.conv.allow_hf32 is npu.matmul.allow_hf32 is hf32
@@ -38,16 +42,69 @@ def test_auto_is_the_npu(npu):
     npu.set_device(0)
 
 
+@pytest.mark.parametrize("what", ["train", "evaluate", "predict"])
+def test_the_environment_chooses_the_card(npu, data, tmp_path, monkeypatch, capsys, what):  # noqa: F811  the fixture that is imported
+    """As the original scripts for one card do; and the log says so."""
+    weights = tmp_path / "run" / "checkpoints" / "last.pt"
+    flags = {"device": "npu", "epochs": 1, "max_steps": 1, "validate": 0, "amp": 0}
+    train(FOLDER, data, tmp_path / "run", **flags)
+    assert "ASCEND_DEVICE_ID" not in capsys.readouterr().out
+    monkeypatch.setenv("ASCEND_DEVICE_ID", "3")
+    chosen = []
+    monkeypatch.setattr(npu, "set_device", lambda device: chosen.append(torch.device(device).index))
+    if what == "predict":
+        image = module(FOLDER, "data").validation_images(data(FOLDER))[0]
+        words = ["--checkpoint", weights, "--input", image, "--output", tmp_path / "pictures", "--device", "npu"]
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words)])
+        runpy.run_path(str(ROOT / FOLDER / "predict.py"), run_name="__main__")
+    else:
+        more = flags if what == "train" else {"device": "npu", "evaluate": 1, "checkpoint": weights}
+        train(FOLDER, data, tmp_path / "second", **more)
+        said = "on NPU 3 by ASCEND_DEVICE_ID; --device_list chooses another one\n"
+        assert capsys.readouterr().out.count(said) == 1
+        assert (tmp_path / "second" / "train.log").read_text().count(said) == 1
+        train(FOLDER, data, tmp_path / "third", **more, device_list=0)
+        assert "ASCEND_DEVICE_ID" not in capsys.readouterr().out
+    assert chosen[0] == 3 and set(chosen[1:]) <= {3, 0}
+
+
 def test_channels_last_is_refused_in_words():
     with pytest.raises(InputError, match="channels_last"):
-        setup("npu", channels_last=True)
+        setup("npu", modes=Modes(channels_last=True))
 
 
-def test_the_profile_of_a_run(data, tmp_path, capsys):  # noqa: F811  the fixture that is imported
-    train(FOLDER, data, tmp_path / "run", device="npu", prof_test=1, validate=0)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_profile_of_a_run(data, tmp_path, capsys, monkeypatch, steps):  # noqa: F811  the fixture that is imported
+    """The plugin is used as it wants to be, and what it leaves in the current folder is deleted."""
+    monkeypatch.chdir(tmp_path)
+    train(FOLDER, data, tmp_path / "run", device="npu", prof_test=1, prof_steps=steps, validate=0)
     trace = json.loads((tmp_path / "run" / "output.prof").read_text())
     assert any(event.get("name", "").startswith("aten::") for event in trace["traceEvents"])
-    assert "output.prof" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"profile of {steps} step" in output and "no profile" not in output
+    assert "Incorrect schedule" not in output and "reset aic metrics" not in output
+    assert [path.name for path in tmp_path.iterdir() if path.name != "run"] == []
+
+
+@pytest.mark.parametrize("visible", [None, "0,1"])
+def test_a_profiler_that_does_not_start(data, tmp_path, capsys, monkeypatch, visible):  # noqa: F811  the fixture that is imported
+    """The plugin's prints that and goes on; records of another process stay."""
+    from npu_simulation import profiler
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(profiler, "STARTS", False)
+    if visible:
+        monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", visible)
+    theirs = tmp_path / "export_only_prof_dir" / "machine_1_20260101000000000_ascend_pt"
+    if visible:
+        theirs.mkdir(parents=True)
+    train(FOLDER, data, tmp_path / "run", device="npu", prof_test=1, validate=0)
+    output = capsys.readouterr().out
+    remedy = "unset ASCEND_RT_VISIBLE_DEVICES" if visible else "check that CANN's toolkit is complete"
+    assert f"no profile was written; the profiler says above why; {remedy}" in output and "profile of" not in output
+    assert not (tmp_path / "run" / "output.prof").exists()
+    left = tmp_path / "export_only_prof_dir"
+    assert [*left.iterdir()] == [theirs] if visible else not left.exists()
 
 
 def test_batches_made_beside_the_steps_keep_their_memory(data, tmp_path):  # noqa: F811  the fixture that is imported
@@ -89,7 +146,7 @@ def test_precision_modes_of_the_chip(npu, monkeypatch):
     asked = []
     monkeypatch.setattr(npu, "set_option", asked.append)
     for mode in (None, "allow_mix_precision", "allow_fp32_to_fp16", "must_keep_origin_dtype"):
-        setup("npu", precision_mode=mode)
+        setup("npu", modes=Modes(precision_mode=mode))
     assert asked == [{"ACL_PRECISION_MODE": "allow_fp32_to_fp16"}, {"ACL_PRECISION_MODE": "must_keep_origin_dtype"}]
 
 

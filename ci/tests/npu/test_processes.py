@@ -1,4 +1,4 @@
-"""Two processes on two simulated NPUs, joined by `hccl`, and the launch scripts on a machine with CANN."""
+"""The recipes on one simulated NPU and on two, joined by `hccl`, and the launch scripts on a machine with CANN."""
 
 import json
 import os
@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from ci.tests.folders import FOLDERS, ROOT, module
+from ci.tests.folders import FOLDERS, ROOT, carry_out, module
 from ci.tests.npu.conftest import SIMULATION
-from ci.tests.npu.test_runs import assert_same_scores
+from ci.tests.npu.test_runs import assert_same_scores, exact_on_the_cpu
 from ci.tests.npu.workers import sync_batch_norm_step
-from ci.tests.test_contract import data, flat, last_checkpoint, metric_rows  # noqa: F401  a fixture among them
-from common.args import format_value, parse_args
+from ci.tests.runs import flat, last_checkpoint, metric_rows
+from ci.tests.test_contract import data  # noqa: F401  a fixture
+from common.args import format_value
 
 # of every run here: float32, in the layout of an NPU
 FLAGS = {"device": "npu", "amp": 0, "channels_last": 0, "log_every_steps": 1, "max_steps": 2}
 ALL_STATISTICS = ("AttentionUNet", "DeeplabV3")  # trained with --sync_bn as well
+SCRIPTED = "AttentionUNet"  # whose scripts are run: those of all folders are equal byte by byte
 
 pytestmark = pytest.mark.usefixtures("npu")
 
@@ -32,16 +34,15 @@ def words_of(folder: str, data_path: Path, output_dir: Path, **flags) -> list[st
     # presets that differ in their schedule train alike
     schedule = {name: value for name in ("epochs", "total_steps") if (value := presets["tiny"].get(name)) is not None}
     values = {**tiny, **schedule, **FLAGS, "data_path": data_path, "output_dir": output_dir, "workers": 0, **flags}
+    if values["device"] == "cpu":
+        values |= exact_on_the_cpu(folder)
     return [f"--{name}={format_value(value)}" for name, value in values.items() if value is not None]
 
 
 def runs_of(device: str, data, root: Path) -> list:  # noqa: F811  the fixture that is imported
-    """[model, flags] of the runs that two processes make, each in a folder of `root`.
-
-    On the CPU these are also what is compared with the launch scripts' runs on NPUs.
-    """
+    """[model, flags] of the runs that two processes make, each in a folder of `root`."""
     runs = [(folder, f"{folder}-all-statistics", {"sync_bn": 1, "validate": 0}) for folder in ALL_STATISTICS]
-    runs += [(folder, folder, {}) for folder in FOLDERS if device == "cpu"]
+    runs += [(folder, folder, {}) for folder in FOLDERS]
     return [
         [folder, ["--preset=full_8p", *words_of(folder, data(folder), root / name, device=device, devices=2, **flags)]]
         for folder, name, flags in runs
@@ -132,6 +133,55 @@ def test_sync_batch_norm_is_batch_norm_over_all_images(two_processes):
         torch.testing.assert_close(part["variance"], whole["variance"], rtol=1e-5, atol=1e-6)
 
 
+# ---- recipes
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(data, tmp_path_factory) -> Callable[[str], Path]:  # noqa: F811  the fixture that is imported
+    """on_the_cpu(folder) -> what full_1p wrote in two steps and an evaluation, done once."""
+    done = {}
+
+    def run(folder: str) -> Path:
+        if folder not in done:
+            output_dir = tmp_path_factory.mktemp(folder) / "run"
+            carry_out(folder, "--preset=full_1p", *words_of(folder, data(folder), output_dir, device="cpu"))
+            done[folder] = output_dir
+        return done[folder]
+
+    return run
+
+
+def assert_same_training(ours: Path, theirs: Path, devices: int) -> None:
+    assert_same_losses(ours, theirs, devices)
+    assert_same_weights(ours, theirs)
+    assert_same_scores(ours, theirs)
+
+
+def assert_same_steps(ours: Path, theirs: Path) -> None:
+    """Without an evaluation, which is what a performance run leaves out."""
+    assert_same_losses(ours, theirs, devices=1)
+    assert_same_weights(ours, theirs)
+    assert metric_rows(ours, "eval") == []
+    assert json.loads((ours / "result.json").read_text())["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_full_training_on_one_npu_equals_the_cpus(folder, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
+    carry_out(folder, "--preset=full_1p", *words_of(folder, data(folder), tmp_path / "run"))
+    assert_same_training(tmp_path / "run", on_the_cpu(folder), devices=1)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_performance_run_on_one_npu_makes_the_same_steps(folder, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
+    carry_out(folder, "--preset=performance_1p", *words_of(folder, data(folder), tmp_path / "run"))
+    assert_same_steps(tmp_path / "run", on_the_cpu(folder))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_full_training_on_two_npus_equals_two_processes_on_the_cpu(folder, two_processes):
+    assert_same_training(two_processes / "npu" / folder, two_processes / "cpu" / folder, devices=2)
+
+
 # ---- launch scripts
 
 
@@ -142,10 +192,12 @@ def machine(tmp_path) -> dict[str, str]:
     Before that, no plugin is there: a run on an NPU proves that env_npu.sh has found and sourced it.
     """
     cann = tmp_path / "home" / "Ascend" / "cann"
-    cann.mkdir(parents=True)
-    script = f'export ASCEND_HOME_PATH={cann}\\nexport PYTHONPATH="{SIMULATION}:$PYTHONPATH"\\n'
-    (cann / "set_env.sh").write_text(script.replace("\\n", "\n"), encoding="utf-8")
-    unset = ("PYTHONPATH", "ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "TASK_QUEUE_ENABLE")
+    for part in ("opp", "runtime", "compiler"):
+        (cann / part).mkdir(parents=True)
+    variables = {"ASCEND_HOME_PATH": cann, "ASCEND_OPP_PATH": cann / "opp", "PYTHONPATH": f"{SIMULATION}:$PYTHONPATH"}
+    script = "".join(f'export {name}="{value}"\n' for name, value in variables.items())
+    (cann / "set_env.sh").write_text(script, encoding="utf-8")
+    unset = (*variables, "ASCEND_TOOLKIT_HOME", "TASK_QUEUE_ENABLE")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     return {**environment, "HOME": str(tmp_path / "home"), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 
@@ -159,53 +211,25 @@ def start(script: Path, environment: dict[str, str], words: list[str]) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def on_the_cpu(data, tmp_path_factory) -> Callable[[str], Path]:  # noqa: F811  the fixture that is imported
-    """on_the_cpu(folder) -> what full_1p wrote in two steps and an evaluation, done once."""
-    done = {}
-
-    def run(folder: str) -> Path:
-        if folder not in done:
-            output_dir = tmp_path_factory.mktemp(folder) / "run"
-            words = words_of(folder, data(folder), output_dir, device="cpu")
-            module(folder, "train").main(parse_args(module(folder, "presets"), ["--preset=full_1p", *words]))
-            done[folder] = output_dir
-        return done[folder]
-
-    return run
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_full_training_on_one_npu_equals_the_cpus(folder, machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of(folder, data(folder), tmp_path / "run")
-    text = start(ROOT / folder / "test" / "train_full_1p.sh", machine, words)
+def test_the_script_of_the_full_training(machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
+    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run")
+    text = start(ROOT / SCRIPTED / "test" / "train_full_1p.sh", machine, words)
     assert "1 x Ascend910B3" in text
-    assert_same_losses(tmp_path / "run", on_the_cpu(folder), devices=1)
-    assert_same_weights(tmp_path / "run", on_the_cpu(folder))
-    assert_same_scores(tmp_path / "run", on_the_cpu(folder))
+    assert_same_training(tmp_path / "run", on_the_cpu(SCRIPTED), devices=1)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_performance_run_on_one_npu_makes_the_same_steps(folder, machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
-    """Without an evaluation, which is what it leaves out."""
-    words = words_of(folder, data(folder), tmp_path / "run")
-    text = start(ROOT / folder / "test" / "train_performance_1p.sh", machine, words)
+def test_the_script_of_the_performance_run(machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
+    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run")
+    text = start(ROOT / SCRIPTED / "test" / "train_performance_1p.sh", machine, words)
     assert "1 x Ascend910B3" in text
-    assert_same_losses(tmp_path / "run", on_the_cpu(folder), devices=1)
-    assert_same_weights(tmp_path / "run", on_the_cpu(folder))
-    assert metric_rows(tmp_path / "run", "eval") == []
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["images_per_second"] > 0
+    assert_same_steps(tmp_path / "run", on_the_cpu(SCRIPTED))
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_full_training_on_two_npus_equals_two_processes_on_the_cpu(folder, machine, data, two_processes, tmp_path):  # noqa: F811  the fixture that is imported
-    """The script starts torchrun by itself."""
-    words = words_of(folder, data(folder), tmp_path / "run", devices=2)
-    text = start(ROOT / folder / "test" / "train_full_8p.sh", machine, words)
+def test_the_script_of_several_npus_starts_a_process_on_each(machine, data, two_processes, tmp_path):  # noqa: F811  the fixture that is imported
+    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run", devices=2)
+    text = start(ROOT / SCRIPTED / "test" / "train_full_8p.sh", machine, words)
     assert "2 x Ascend910B3" in text
-    assert_same_losses(tmp_path / "run", two_processes / "cpu" / folder, devices=2)
-    assert_same_weights(tmp_path / "run", two_processes / "cpu" / folder)
-    assert_same_scores(tmp_path / "run", two_processes / "cpu" / folder)
+    assert_same_training(tmp_path / "run", two_processes / "cpu" / SCRIPTED, devices=2)
 
 
 def test_the_evaluation_of_a_training_on_several_npus(machine, data, two_processes, tmp_path):  # noqa: F811  the fixture that is imported

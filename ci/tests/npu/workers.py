@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ci.tests.folders import FOLDERS, module
-from common.amp import Amp
-from common.args import parse_args
-from common.device import World
+from ci.tests.folders import FOLDERS, carry_out
+from common.device.world import World
+from common.step.amp import Amp
 
 
 def sync_batch_norm_step(device: str, share: slice) -> dict[str, torch.Tensor]:
@@ -38,7 +37,7 @@ def main(device: str, folder: str, runs: str) -> None:
     for model, words in json.loads(runs):
         assert model in FOLDERS
         with contextlib.redirect_stdout(io.StringIO()):
-            module(model, "train").main(parse_args(module(model, "presets"), words))
+            carry_out(model, *words, processes=2)
     rank = dist.get_rank()
     seen = {"world": (rank, dist.get_world_size()), "backend": dist.get_backend()}
     if device == "npu":

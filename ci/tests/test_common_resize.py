@@ -1,0 +1,96 @@
+"""`resize` against F.interpolate, with the gradient of each kind of device."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ci.tests.folders import FOLDERS, module
+from common.nets import resize as resizing
+from common.nets.resize import resize
+from common.step.losses import upsampled_cross_entropy
+
+SIZES = [((1, 1), (4, 6)), ((5, 7), (10, 14)), ((5, 7), (9, 13)), ((8, 6), (8, 6)), ((60, 60), (120, 97)),
+         ((7, 9), (3, 2)), ((6, 11), (48, 5)), ((2, 3), (1, 1))]  # fmt: skip
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The gradient is found here as it is on CUDA."""
+    monkeypatch.setattr(resizing, "GRADIENT", dict.fromkeys(("cpu", "meta"), "products"))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("small", "large"), SIZES)
+def test_values_and_gradients_are_those_of_torch(small, large, align_corners, products):
+    ours = torch.randn(2, 3, *small, dtype=torch.float64, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    result = resize(ours, large, align_corners)
+    expected = F.interpolate(theirs, size=large, mode="bilinear", align_corners=align_corners)
+    assert torch.equal(result, expected)
+    gradient = torch.randn_like(expected)
+    result.backward(gradient)
+    expected.backward(gradient)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_layout_and_type_are_kept_in_any_autocast(dtype, products):
+    features = torch.randn(2, 8, 5, 6).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    exact = features.detach().double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        large = resize(features, (20, 24))
+        large.float().square().sum().backward()
+    F.interpolate(exact, size=(20, 24), mode="bilinear").square().sum().backward()
+    assert large.dtype == features.grad.dtype == dtype
+    assert large.is_contiguous(memory_format=torch.channels_last)
+    tolerance = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    error = (features.grad.double() - exact.grad).abs().max() / exact.grad.abs().max()
+    assert error < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_logits_of_half_precision_lose_nothing_in_the_loss(dtype, products):
+    """Logits of size 50: in 16 bits their interpolation would be off by hundredths."""
+    logits = (50 * torch.randn(1, 19, 8, 8)).to(dtype).requires_grad_()
+    labels = torch.randint(19, (1, 32, 32))
+    exact = logits.detach().double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = upsampled_cross_entropy(logits, labels)
+    loss.backward()
+    expected = F.cross_entropy(F.interpolate(exact, size=(32, 32), mode="bilinear"), labels)
+    expected.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    scale = exact.grad.abs().max()
+    assert (logits.grad.double() - exact.grad).abs().max() / scale < {torch.float16: 2e-3, torch.bfloat16: 8e-3}[dtype]
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_training_step_scatters_as_planned_for_cuda(folder, products):
+    model_module, tiny = module(folder, "model"), module(folder, "presets").PRESETS["tiny"]
+    options = {"backbone": tiny["backbone"]} if "backbone" in tiny else {}
+    with torch.device("meta"):
+        model = model_module.build_model(**options).train()
+        images = torch.zeros(2, 3, 64, 64)
+        target = torch.zeros(2, 64, 64, dtype=torch.int64)
+    with Operators() as ran:
+        sum(model_module.training_loss(model(images), target).values()).backward()
+    assert "convolution_backward" in ran.names
+    assert not {name for name in ran.names if name.startswith("upsample_bilinear2d_backward")}
+
+
+def test_on_cuda_no_gradient_is_scattered():
+    assert resizing.GRADIENT["cuda"] == "products"

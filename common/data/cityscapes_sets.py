@@ -1,0 +1,44 @@
+"""Cityscapes as data sets: its splits train and val, augmented in one of two ways."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from common.data.cache import cached
+from common.data.cityscapes import CLASS_NAMES, PALETTE, check_pairs, find_pairs, read_pair
+from common.data.crops import BlurredCrops, DistortedCrops, WholePictures
+from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
+from common.data.transforms import Cropping
+from common.errors import InputError
+from common.samples.layout import data_root
+
+LAYOUT = "cityscapes"  # of the folder, and of the embedded sample
+INFO = DatasetInfo(CLASS_NAMES, PALETTE, check_pairs)
+
+
+def blurred_datasets(args: Namespace) -> Datasets:
+    """Mirrored, scaled, cropped and blurred: see `BlurredCrops`. Raises InputError for a folder that does not fit."""
+    cropping = Cropping.of(args)
+    return _datasets(args, lambda source: BlurredCrops(source, cropping, args.seed))
+
+
+def distorted_datasets(args: Namespace) -> Datasets:
+    """Augmented as mmsegmentation does: see `DistortedCrops`. Raises InputError for a folder that does not fit."""
+    cropping, ratio = Cropping.of(args), args.cat_max_ratio
+    if ratio <= 0:
+        raise InputError(f"--cat_max_ratio {ratio} refuses every crop; give a share above 0 (1: any crop)")
+    return _datasets(args, lambda source: DistortedCrops(source, cropping, args.seed, ratio))
+
+
+def _datasets(args: Namespace, augmented: Callable[[Source], LabelledPictures]) -> Datasets:
+    """The splits that the run uses, of the folder --data_path or of the embedded sample, drawn if it is not there."""
+    root = data_root(args.data_path, LAYOUT)
+    read = cached(args.cache, read_pair, LAYOUT)
+    train = None if args.evaluate else augmented(Source(find_pairs(root, "train"), read, INFO))
+    scored = args.evaluate or args.validate
+    return Datasets(train, WholePictures(Source(find_pairs(root, "val"), read, INFO)) if scored else None)
+
+
+def validation_images(data_path: str | Path) -> list[Path]:
+    """The pictures of the split val."""
+    return [pair.image for pair in find_pairs(data_root(data_path, LAYOUT), "val")]

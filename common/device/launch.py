@@ -1,0 +1,186 @@
+"""Starts a run: the devices it asks for, and a process on each of them."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from argparse import Namespace
+
+import torch.distributed as dist
+
+from common.device import npu
+from common.device.cores import cpu_cores
+from common.device.exits import leave
+from common.device.world import chosen_devices, device_count, find_device_type, why_this_device
+from common.errors import InputError
+
+# Set for the processes that `run_torchrun` starts: their arguments have been checked already.
+CHECKED = "SEGMENTATION_ZOO_CHECKED"
+
+
+def local_devices(args: Namespace) -> list[int]:
+    """Indices of the devices that this machine's processes use, from --devices, --device_list and --distributed.
+
+    One process on an NPU takes the card of ASCEND_DEVICE_ID where none of these flags is given.
+    Raises InputError when more are asked for than there are, or one that is not there.
+    """
+    device_type = find_device_type(args.device)
+    available = device_count(device_type)
+    wanted = list(range(args.devices))
+    if chosen := chosen_devices(args):
+        wanted = chosen
+    elif args.distributed == 0:
+        wanted = [0]
+    elif args.distributed == 1 and args.devices == 1 and device_type != "cpu":
+        wanted = list(range(available))
+    if len(set(wanted)) != len(wanted):
+        raise InputError(f"--device_list {','.join(map(str, wanted))} names a device twice; name each one once")
+    if device_type != "cpu" and len(wanted) > available:
+        raise InputError(
+            f"{len(wanted)} devices are asked for and {available} {device_type} device(s) found; "
+            f"use --devices {available}, --device_list with some of 0..{available - 1}, or --device cpu"
+        )
+    _check_processes(args.device, device_type, len(wanted))
+    beyond = [index for index in wanted if index >= available]
+    if beyond:
+        raise InputError(
+            f"no {device_type} device {beyond[0]}: there are {available}, numbered from 0; use --device_list with "
+            f"some of 0..{available - 1}"
+        )
+    return wanted
+
+
+def _check_processes(kind: str, device_type: str, processes: int) -> None:
+    """Raise InputError when --device auto would make several processes on the CPU of what was meant for devices."""
+    if device_type == "cpu" and kind == "auto" and processes > 1:
+        reason = f"no CUDA, and {npu.problem()}" if npu.installed() else "neither NPU nor CUDA"
+        raise InputError(
+            f"{processes} devices are asked for and 0 found ({reason}); use --devices 1 or "
+            "--device_list 0 for one process on the CPU, or --device cpu --devices 2 for processes on the CPU"
+        )
+
+
+def process_count(args: Namespace) -> int:
+    """How many processes the run has that this one belongs to, or is about to start; on all machines.
+
+    In a process of a torchrun that the user has started, its number holds. Raises InputError for devices that are not
+    there, and for machines that could not find each other.
+    """
+    if in_torchrun():
+        _end_with_parent()
+        if not is_checked():
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            _check_processes(args.device, find_device_type(args.device), processes)
+        return int(os.environ.get("WORLD_SIZE", 1))
+    _check_launcher(args)
+    devices = local_devices(args)
+    if args.node_rank >= args.nnodes:
+        raise InputError(
+            f"--node_rank {args.node_rank} with --nnodes {args.nnodes}: machines are numbered from 0; "
+            f"use --node_rank 0..{args.nnodes - 1}"
+        )
+    if args.node_rank > 0 and "master_addr" not in args.given:
+        raise InputError(
+            f"machine {args.node_rank} of {args.nnodes} has to be told where machine 0 is; "
+            "give its address with --master_addr, the same on all machines"
+        )
+    return len(devices) * args.nnodes
+
+
+def in_torchrun() -> bool:
+    """Whether this process is one of several that torchrun has started, ours or the user's."""
+    return "LOCAL_RANK" in os.environ
+
+
+def is_checked() -> bool:
+    """Whether this process was started by `run_torchrun`: what it was given has been checked already."""
+    return in_torchrun() and bool(os.environ.get(CHECKED))
+
+
+def leave_group() -> None:
+    """Take this process, which has done its work, out of the group of processes."""
+    if dist.is_initialized():
+        if dist.get_backend() == "gloo":
+            leave(0)  # with torch 2.6, destroying a group of gloo may wait for ever, and not doing so abort
+        dist.destroy_process_group()
+
+
+def _check_launcher(args: Namespace) -> None:
+    """Raise InputError where another program has numbered the processes and not said which of them share a machine."""
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if rank is not None and size != "1" and args.nnodes == 1:
+        raise InputError(
+            f"the environment has RANK={rank} and WORLD_SIZE={size} and no LOCAL_RANK; unset them, start with "
+            "torchrun, or, where each process has a machine of its own, give "
+            '--nnodes "$WORLD_SIZE" --node_rank "$RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT"'
+        )
+
+
+def say_why(args: Namespace) -> None:
+    """One line about what --device auto takes, from the first process of a run."""
+    if args.device == "auto" and os.environ.get("RANK", "0") == "0":
+        print(why_this_device(find_device_type()), flush=True)
+
+
+def _end_with_parent() -> None:
+    """Have the system kill this process when torchrun is killed: it would keep its device and the folder of the run."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def run_torchrun(args: Namespace) -> None:
+    """Run this script once per device under torchrun, and leave with the exit code of the process that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    processes = len(local_devices(args))
+    command = [f"--nproc_per_node={processes}", f"--nnodes={args.nnodes}"]
+    if args.nnodes > 1:
+        command += [
+            f"--node_rank={args.node_rank}",
+            f"--master_addr={args.master_addr}",
+            f"--master_port={args.master_port}",
+        ]
+        if args.local_addr:
+            command += [f"--local_addr={args.local_addr}"]
+            os.environ.setdefault("HCCL_IF_IP", args.local_addr)  # the address that HCCL binds to
+        print(
+            f"machine {args.node_rank} of {args.nnodes}: joining the others at {args.master_addr}:{args.master_port} "
+            "(--master_addr, --master_port)",
+            flush=True,
+        )
+    else:
+        # finds a free port by itself, at an address that needs no name: that of a laptop may not resolve
+        command += ["--standalone", "--local_addr=127.0.0.1"]
+    os.environ[CHECKED] = "1"
+    # torchrun would set one thread per process, which leaves most cores of a CPU run idle
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // processes)))
+    # our processes say themselves why they end, in one line; torchrun would add a page about each
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for logger in list(logging.root.manager.loggerDict):
+        if logger.startswith("torch.distributed.elastic."):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+    _stay_under_nohup()
+    try:
+        run(get_args_parser().parse_args([*command, *sys.argv]))
+    except ChildFailedError as error:
+        failures = list(error.failures.values())
+        for failure in failures:
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # SIGTERM is how torchrun ends the others
+                print(f"process {failure.local_rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
+        codes = [failure.exitcode for failure in failures if failure.exitcode > 0]
+        sys.exit(2 if 2 in codes else (codes or [1])[0])
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+
+
+def _stay_under_nohup() -> None:
+    """Have torchrun ignore the end of the terminal where this process does: it would undo what nohup has set."""
+    from torch.distributed.elastic.multiprocessing import api
+
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        end = api._terminate_process_handler
+        api._terminate_process_handler = lambda number, frame: None if number == signal.SIGHUP else end(number, frame)

@@ -1,0 +1,271 @@
+"""The one vocabulary of flags: each name with its type, its topic and one line of help.
+
+A folder accepts the names that its presets have (`common.args`); a new flag of all folders is a line here and its value
+in RUN. Nothing here imports torch.
+"""
+
+import argparse
+from collections.abc import Callable
+
+
+def switch(text: str) -> bool:
+    """'1', 'true', 'yes', 'on' and their opposites, as the original configuration files write them."""
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false; use 1 or 0")
+    return known[text.lower()]
+
+
+def _at_least(kind: Callable, low: float, words: str, below: float = float("inf")) -> Callable:
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value < below:
+            raise argparse.ArgumentTypeError(f"'{text}' is not {words}")
+        return value
+
+    return parse
+
+
+_positive = _at_least(int, 1, "a whole number of at least 1")
+_count = _at_least(int, 0, "a whole number of at least 0")
+amount = _at_least(float, 0, "a finite number of at least 0")
+_seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  # what NumPy takes
+_port = _at_least(int, 1, "a port from 1 to 65535", below=2**16)
+
+
+def probability(text: str) -> float:
+    value = amount(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
+    return value
+
+
+def share(text: str) -> float:
+    value = amount(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0 and below 1")
+    return value
+
+
+def device_list(text: str) -> list[int]:
+    try:
+        devices = [_count(part) for part in text.replace(" ", "").split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of device numbers such as 0,1,2") from None
+    return devices
+
+
+def workers(text: str) -> int | str:
+    return text if text == "auto" else _count(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """'512x1024' (height x width), or one number for a square."""
+    parts = text.lower().split("x")
+    try:
+        height, width = (_positive(part) for part in (parts * 2 if len(parts) == 1 else parts))
+    except (argparse.ArgumentTypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number nor HEIGHTxWIDTH, such as 512x1024") from None
+    return height, width
+
+
+def loss_scale(text: str) -> str:
+    if text not in ("dynamic", "-1"):
+        _at_least(float, 1e-6, "'dynamic', -1 (dynamic) or a number above 0")(text)
+    return text
+
+
+# topic -> name -> (type or choices, help). `bool` makes a switch with a --no- form.
+FLAGS: dict[str, dict[str, tuple]] = {
+    "data": {
+        "data_path": (str, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
+        "dataset": (str, "which data set of the folder's layout"),
+        "base_size": (_positive, "short side to which training images are scaled, times a random factor, in pixels"),
+        "crop_size": (size, "height and width of the training crop, in pixels: one number, or HEIGHTxWIDTH"),
+        "min_scale": (amount, "smallest random factor of the training scale"),
+        "max_scale": (amount, "largest random factor of the training scale"),
+        "cat_max_ratio": (
+            amount,
+            "a training crop is drawn anew while one class covers this share of it or more (1: any crop)",
+        ),
+        "image_size": (_positive, "height and width to which every image is resized, in pixels"),
+        "augmentation_prob": (probability, "share of the training images that are augmented"),
+        "mask_resize": (("nearest", "bilinear"), "how training masks are resized; bilinear gives soft edges"),
+        "eval_protocol": (("whole", "center_crop"), "score whole images at their own size, or centre crops"),
+        "check_data": (bool, "open every label file before training and refuse values outside the label table"),
+        "workers": (workers, "processes that read data, for each device; 'auto' shares the cores out"),
+        "cache": (str, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
+    },
+    "model": {
+        "arch": (str, "the network of this folder"),
+        "backbone": (str, "the encoder"),
+        "base_channels": (_positive, "channels of the first level; each level below has twice as many"),
+        "t": (_count, "recurrences of a recurrent block"),
+        "sync_bn": (bool, "batch norm over the images of all devices"),
+        "pretrained": (str, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
+        "load_from": (str, "start from the weights of a checkpoint, ours or the reference's"),
+        "label_resize": (
+            ("aligned", "nearest", "bilinear"),
+            "how labels are brought to the size of the logits in the loss; nearest and bilinear: as other code does",
+        ),
+        "avg_non_ignore": (bool, "mean loss over the labelled pixels instead of over all pixels"),
+    },
+    "schedule": {
+        "epochs": (_positive, "length of the training, in epochs"),
+        "total_steps": (_positive, "length of the training, in optimizer steps (--epochs gives it in epochs)"),
+        "max_steps": (_count, "stop after so many optimizer steps of the schedule (0: at its end)"),
+        "device_batch_size": (_positive, "training images of one device in one step"),
+        "total_batch_size": (_positive, "training images of one step of all devices (for --device_batch_size)"),
+        "eval_batch_size": (_positive, "validation images of one device at a time"),
+        "schedule": (("cosine_epoch", "poly"), "how the learning rate falls"),
+        "warmup_epochs": (_count, "epochs in which the learning rate rises"),
+        "warmup_steps": (_count, "steps in which the learning rate rises"),
+        "warmup_factor": (probability, "factor of the learning rate at the first of these steps"),
+        "decay_epochs": (_count, "last epochs, in which the learning rate falls in a line"),
+    },
+    "optimizer": {
+        "lr": (amount, "initial learning rate"),
+        "min_lr": (amount, "learning rate at the end of the schedule"),
+        "scale_lr": (bool, "multiply --lr by the number of devices"),
+        "encoder_lr_factor": (amount, "learning rate of the pretrained encoder, relative to --lr"),
+        "head_lr_factor": (amount, "learning rate of the layers that are not pretrained, relative to --lr"),
+        "momentum": (share, "momentum of SGD"),
+        "beta1": (share, "Adam's decay of the mean of gradients"),
+        "beta2": (share, "Adam's decay of the mean of squared gradients"),
+        "weight_decay": (amount, "L2 penalty on all weights"),
+    },
+    "precision": {
+        "amp": (bool, "mixed precision; default: on for NPU and CUDA, off on the CPU"),
+        "precision_mode": (
+            ("allow_mix_precision", "allow_fp32_to_fp16", "must_keep_origin_dtype"),
+            "must_keep_origin_dtype: no mixed precision, and an NPU keeps float32 operators in float32; "
+            "allow_fp32_to_fp16: it may compute them in float16; allow_mix_precision: --amp decides",
+        ),
+        "opt_level": (("O0", "O1", "O2"), "with --amp: float32, autocast, or half weights with float32 masters"),
+        "amp_dtype": (("fp16", "bf16"), "the half precision"),
+        "loss_scale": (loss_scale, "'dynamic' (or -1), or a fixed number; for fp16"),
+        "hf32": (
+            bool,
+            "HF32 on NPU, TF32 on CUDA for float32 products; default: as the device does by itself",
+        ),
+        "fused_optimizer": (
+            ("torch", "torch_npu", "apex", "off"),
+            "whose one-pass optimizer: torch; torch_npu on an NPU; apex for SGD on CUDA; off: operator by operator",
+        ),
+    },
+    "devices": {
+        "device": (("auto", "npu", "cuda", "gpu", "cpu"), "where to run; auto takes an NPU, then CUDA, then the CPU"),
+        "devices": (_positive, "how many devices (processes) on this machine"),
+        "device_list": (device_list, "which devices, as numbers: 0,1,2,3"),
+        "distributed": (int, "1: all devices of the machine, 0: one device"),
+        "nnodes": (_positive, "number of machines"),
+        "node_rank": (_count, "number of this machine, from 0"),
+        "master_addr": (str, "address of machine 0"),
+        "master_port": (_port, "free port of machine 0"),
+        "local_addr": (str, "address of this machine, where the one that torchrun finds by itself is not reachable"),
+        "local_rank": (int, "given by old launchers, which set LOCAL_RANK too: that is what counts"),
+        "seed": (_seed, "seed of the shuffling, the augmentation and the initial weights"),
+        "deterministic": (bool, "repeatable operators only (slower)"),
+        "channels_last": (
+            bool,
+            "images and features with the channels of a pixel side by side; default: on for CPU and CUDA, off for NPU",
+        ),
+        "compile": (bool, "compile the network for training (torch.compile)"),
+    },
+    "evaluation": {
+        "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
+        "checkpoint": (str, "the weights to score with --evaluate, ours or the reference's"),
+        "validate": (bool, "evaluate during training"),
+        "eval_split": (("valid", "test"), "the split that --evaluate scores"),
+        "eval_every_epochs": (_positive, "epochs between two evaluations and checkpoints"),
+        "eval_every_steps": (_positive, "steps between two evaluations and checkpoints"),
+        "eval_each_epoch_from": (amount, "from this share of the training on, evaluate after every epoch"),
+    },
+    "run": {
+        "output_dir": (str, "folder of the run, in the model's folder unless it is given"),
+        "resume": (str, "continue from a checkpoints/last.pt; 'auto' takes the one of --output_dir if there is one"),
+        "save_every_steps": (_count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
+        "save_every_epochs": (_count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
+        "log_every_steps": (_positive, "steps between two log lines"),
+        "prof": (bool, "after 20 steps, profile --prof_steps steps into output.prof of the output folder, and end"),
+        "prof_test": (bool, "the same after 5 steps"),
+        "prof_steps": (_positive, "how many steps --prof and --prof_test profile"),
+    },
+}
+# What no paper decides: every folder's presets begin with these.
+RUN: dict[str, object] = {
+    "workers": "auto",
+    "cache": "",
+    "load_from": "",
+    "max_steps": 0,
+    "sync_bn": False,
+    "amp": None,  # on for NPU and CUDA, off on the CPU
+    "opt_level": "O1",
+    "amp_dtype": "fp16",
+    "loss_scale": "dynamic",
+    "precision_mode": None,
+    "hf32": None,
+    "fused_optimizer": "torch",
+    "device": "auto",
+    "devices": 1,
+    "device_list": None,
+    "distributed": None,
+    "nnodes": 1,
+    "node_rank": 0,
+    "master_addr": "127.0.0.1",
+    "master_port": 29688,
+    "local_addr": "",
+    "local_rank": None,
+    "seed": 0,
+    "deterministic": False,
+    "channels_last": None,  # on for CPU and CUDA; an NPU has no kernels for it
+    "compile": False,
+    "evaluate": False,
+    "checkpoint": "",
+    "validate": True,
+    "output_dir": None,
+    "resume": "",
+    "save_every_steps": 0,
+    "log_every_steps": 10,
+    "prof": False,
+    "prof_test": False,
+    "prof_steps": 1,
+}
+# The same for spellings that several of the originals have.
+RUN_ALIASES = {
+    "data": "data_path",
+    "num_workers": "workers",
+    "worker": "workers",
+    "batch_size": "device_batch_size",
+    "work_dir": "output_dir",
+    "save_dir": "output_dir",
+    "resume_from": "resume",
+    "multiprocessing_distributed": "distributed",
+    "is_distributed": "distributed",
+    "gpus": "devices",
+    "gpu_ids": "device_list",
+    "device_id": "device_list",
+    "addr": "master_addr",
+    "port": "master_port",
+    "apex": "amp",
+    "apex_opt_level": "opt_level",
+    "loss_scale_value": "loss_scale",
+    "fp32": {"amp": False, "hf32": False},
+}
+# Pairs of which a command line gives one: the same number in two units.
+EITHER_OR = (
+    ("epochs", "total_steps"),
+    ("warmup_epochs", "warmup_steps"),
+    ("device_batch_size", "total_batch_size"),
+)
+# A path in a preset starts in the model's folder; one on the command line where the user is.
+PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_dir"}
+
+# What may differ between the processes of one run: where they are, and how each of them reads.
+OF_ONE_PROCESS = PATHS | {
+    "resume", "workers", "check_data", "device", "devices", "device_list", "distributed", "nnodes", "node_rank",
+    "master_addr", "master_port", "local_addr", "local_rank",
+}  # fmt: skip

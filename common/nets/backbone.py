@@ -1,0 +1,314 @@
+"""ResNet backbones from torchvision, and the published ImageNet weights for them."""
+
+import hashlib
+import http.client
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import InputError
+from common.record.checkpoint import load_tensors
+
+DOWNLOAD_TIMEOUT_SECONDS = 10  # of a connection without answer: a machine without network is to say so soon
+WEIGHT_SUFFIXES = (".pth", ".pt", ".zip")
+
+_operator_stubs: list[torch.library.Library] = []  # an operator disappears with the Library that defines it
+
+
+def torchvision_models() -> ModuleType:
+    """`torchvision.models`, also where torchvision's compiled operators do not load.
+
+    A torchvision wheel built for CUDA beside a torch for CPU or NPU cannot load its operators, and `import torchvision`
+    then ends in "RuntimeError: operator torchvision::nms does not exist": it describes the shapes of operators that are
+    not there. The networks need none of them, so their names are declared, without code, and the import is repeated.
+    """
+    # torch 2.6 computes as torchvision is imported for the first time, also where a network is built on `meta`
+    with torch.device("cpu"):
+        _forget_failed_import()
+        try:
+            import torchvision.models
+        except RuntimeError as error:
+            if _operator_stubs or "operator torchvision::" not in str(error):
+                raise
+            library = torch.library.Library("torchvision", "DEF")
+            _operator_stubs.append(library)
+            for name in ("nms", "qnms"):  # those that torchvision describes without asking whether they were loaded
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _forget_failed_import()
+            import torchvision.models
+    return torchvision.models
+
+
+def _forget_failed_import() -> None:
+    """Drop the submodules that an import which failed has left behind: with them the next one would not be complete."""
+    if "torchvision" not in sys.modules:
+        for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+            del sys.modules[name]
+
+
+class ResNet(nn.Module):
+    """The stem and the four stages of a torchvision ResNet ("Deep Residual Learning", arXiv 1512.03385), no classifier.
+
+    name: resnet18, resnet34, resnet50, resnet101 or resnet152 (v1.5: the stride is in the 3x3 convolution).
+    replace_stride_with_dilation: for layer2, layer3 and layer4, whether the stage keeps its resolution and dilates its
+        3x3 convolutions instead. The first block of a stage still has the dilation of the stage before it. In the
+        blocks of resnet18 and resnet34 the first of the two convolutions is dilated, as in mmsegmentation.
+    stem_widths: None for the 7x7 stem; three channel counts for a deep stem of three 3x3 convolutions (ResNet v1c:
+        32, 32, 64; v1s: 64, 64, 128). A last width other than 64 needs a bottleneck depth.
+    zero_init_residual: whether the last batch norm of each residual block starts from 0, so that the block starts as
+        the identity ("Accurate, Large Minibatch SGD", arXiv 1706.02677, 5.1).
+
+    Tensors are named as in the published files: torchvision's, and PyTorch-Encoding's for a deep stem (`conv1.0`,
+    `conv1.1`, `conv1.3`, `conv1.4`, `conv1.6`, then `bn1`). Convolutions start from Kaiming's normal distribution over
+    the fan-out, batch norms from 1 and 0.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        replace_stride_with_dilation: Sequence[bool] = (False, False, False),
+        stem_widths: Sequence[int] | None = None,
+        zero_init_residual: bool = False,
+    ):
+        super().__init__()
+        is_basic = name in ("resnet18", "resnet34")
+        network = getattr(torchvision_models(), name)(
+            # torchvision refuses to dilate basic blocks; that is done below
+            replace_stride_with_dilation=[False] * 3 if is_basic else list(replace_stride_with_dilation),
+            zero_init_residual=zero_init_residual,
+        )
+        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
+        if is_basic:
+            self._dilate_basic_blocks(replace_stride_with_dilation)
+        if stem_widths is not None:
+            self._deepen_stem(*stem_widths)
+
+    def _dilate_basic_blocks(self, replace_stride_with_dilation: Sequence[bool]) -> None:
+        dilation = 1
+        for stage, dilated in zip((self.layer2, self.layer3, self.layer4), replace_stride_with_dilation, strict=True):
+            before = dilation
+            if dilated:
+                dilation *= 2
+                stage[0].conv1.stride = stage[0].downsample[0].stride = (1, 1)
+            for index, block in enumerate(stage):
+                rate = before if index == 0 else dilation
+                block.conv1.dilation = block.conv1.padding = (rate, rate)
+
+    def _deepen_stem(self, first: int, second: int, third: int) -> None:
+        self.conv1 = nn.Sequential(
+            _convolution(3, first, kernel_size=3, stride=2, padding=1),
+            nn.BatchNorm2d(first),
+            nn.ReLU(inplace=True),
+            _convolution(first, second, kernel_size=3, padding=1),
+            nn.BatchNorm2d(second),
+            nn.ReLU(inplace=True),
+            _convolution(second, third, kernel_size=3, padding=1),
+        )
+        self.bn1 = nn.BatchNorm2d(third)
+        block = self.layer1[0]
+        if third != block.conv1.in_channels:
+            block.conv1 = _convolution(third, block.conv1.out_channels, kernel_size=1)
+            block.downsample[0] = _convolution(third, block.downsample[0].out_channels, kernel_size=1)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> [B, stem width, H/2, W/2], before the max pooling."""
+        return self.relu(self.bn1(self.conv1(images)))
+
+    def forward(self, images: Tensor, stages: int = 4) -> list[Tensor]:
+        """images [B, 3, H, W] -> the outputs of layer1, layer2 ... as far as `stages`.
+
+        Without dilation: [B, 256, H/4, W/4], [B, 512, H/8, W/8], [B, 1024, H/16, W/16], [B, 2048, H/32, W/32] (a
+        quarter of these channels for resnet18 and resnet34); sides are rounded up.
+        """
+        features = self.maxpool(self.stem(images))  # [B, 3, H, W] -> [B, stem width, H/4, W/4]
+        outputs = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:stages]:
+            features = stage(features)
+            outputs.append(features)
+        return outputs
+
+
+def _convolution(in_channels: int, out_channels: int, **options: int) -> nn.Conv2d:
+    """A bias-free convolution with the initial values of torchvision's ResNet."""
+    convolution = nn.Conv2d(in_channels, out_channels, bias=False, **options)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+# tensors of a deep stem in the files of open-mmlab (resnet50_v1c ...) -> in those of PyTorch-Encoding
+_OPEN_MMLAB_STEM = {f"stem.{index}.": f"conv1.{index}." for index in (0, 1, 3, 4, 6)} | {"stem.7.": "bn1."}
+
+
+def without_open_mmlab_stem(name: str) -> str:
+    """The name of a tensor with the deep stem's part as `ResNet` calls it."""
+    for theirs, ours in _OPEN_MMLAB_STEM.items():
+        if theirs in name:
+            return name.replace(theirs, ours)
+    return name
+
+
+def plain_state_dict(checkpoint: Mapping) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name: out of {"state_dict": ...} or {"model": ...}, without `module.` prefixes."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(checkpoint.get(wrapper), Mapping):
+            checkpoint = checkpoint[wrapper]
+    return {str(name).removeprefix("module."): value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+def find_imagenet(source: str, file_names: Sequence[str], url: str | None = None) -> Path | None:
+    """The weight file that `--pretrained SOURCE` means, or None for "none" (training from scratch).
+
+    source: "none", a file, or a folder. A folder is searched for `file_names`, in this order, each also as the `.zip`
+    around it; then the folders are in which other programs keep such files. Then the file behind `url` (the first of
+    `file_names`, or a zip that contains it) is downloaded into the folder, which is made if need be. The download is
+    checked against the 8 hexadecimal digits in the file's name before it gets that name.
+
+    Raises InputError when there is no such file and no way to get it. Processes that start together may call this
+    together, but each of them then downloads: call it once, before they start.
+    """
+    if source == "none":
+        return None
+    given = Path(source).expanduser()
+    if given.is_file():
+        return given
+    wanted = " or ".join(file_names)
+    choice = "name the file with --pretrained FILE, or train from scratch with --pretrained none"
+    if given.suffix in WEIGHT_SUFFIXES:
+        raise InputError(f"no file {given} (ImageNet weights, --pretrained): put {wanted} there, {choice}")
+    hub = Path(torch.hub.get_dir()).expanduser()
+    caches = [Path("~/.torch/models").expanduser(), hub / "checkpoints", hub.parent / "checkpoints"]
+    for folder in (given, *caches):
+        for name in file_names:
+            for candidate in (folder / name, (folder / name).with_suffix(".zip"), folder / f"{name}.zip"):
+                if candidate.is_file():
+                    return candidate
+    missing = f"no ImageNet weights {wanted} in {', '.join(str(folder) for folder in (given, *caches))}"
+    if url is None:
+        raise InputError(f"{missing}: put the file into {given}, {choice}")
+    try:
+        return _download(url, given, file_names[0])
+    except (OSError, http.client.HTTPException, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{missing}, and the download of {url} failed ({error}): put the file into {given}, {choice}"
+        ) from error
+
+
+def _download(url: str, folder: Path, name: str) -> Path:
+    """Fetch `url` as folder/name; OSError when that fails or the content is not what the name promises."""
+    print(f"downloading {url} into {folder}", file=sys.stderr, flush=True)
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+            path = Path(scratch, name)
+            with path.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            _unzip_in_place(path)
+            _check_digest(path)
+            os.replace(path, folder / name)
+    return folder / name
+
+
+def _unzip_in_place(path: Path) -> None:
+    """Replace a zip archive around a .pth file by that file."""
+    member = _zipped_checkpoint(path)
+    if member is None:
+        return
+    archive = path.rename(path.with_suffix(".zip"))
+    with zipfile.ZipFile(archive) as zipped, zipped.open(member) as content, path.open("wb") as file:
+        shutil.copyfileobj(content, file)
+
+
+def _check_digest(path: Path) -> None:
+    """OSError unless the 8 hexadecimal digits in the file's name begin its SHA-1 (PyTorch-Encoding) or SHA-256."""
+    promised = re.search(r"-([0-9a-f]{8})\.", path.name)
+    if promised is None:
+        return
+    hashes = [hashlib.sha1(usedforsecurity=False), hashlib.sha256()]
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            for digest in hashes:
+                digest.update(chunk)
+    if not any(digest.hexdigest().startswith(promised[1]) for digest in hashes):
+        raise OSError(f"the content does not match {promised[1]} in its name: SHA-1 is {hashes[0].hexdigest()}")
+
+
+def _zipped_checkpoint(path: Path) -> str | None:
+    """The name of the .pth file in a zip archive, or None: torch's own files are archives too, without such a file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return next((name for name in archive.namelist() if name.endswith((".pth", ".pt"))), None)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors in a checkpoint file; InputError when it is damaged or something else."""
+    try:
+        member = _zipped_checkpoint(path)
+        if member is None:
+            checkpoint = load_tensors(path, path)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                checkpoint = load_tensors(path, io.BytesIO(archive.read(member)))
+    except (InputError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"cannot read {path} as ImageNet weights ({error}): get it again, or train from scratch with "
+            "--pretrained none"
+        ) from error
+    state = plain_state_dict(checkpoint) if isinstance(checkpoint, Mapping) else {}
+    if not state:
+        raise InputError(f"{path} holds no named tensors: --pretrained needs the state dict of an ImageNet classifier")
+    return state
+
+
+def _part(name: str) -> str:
+    """The part of a ResNet that a tensor belongs to: "stem", or a residual block such as "layer1.0"."""
+    return ".".join(name.split(".")[:2]) if name.startswith("layer") else "stem"
+
+
+def load_imagenet(backbone: nn.Module, path: str | Path) -> str:
+    """Load the ImageNet weights in a file into `backbone` (a `ResNet`) and return one line that says what was done.
+
+    path: a state dict, also wrapped in {"state_dict": ...}, with `module.` prefixes, or zipped; see `find_imagenet`.
+
+    Where not every tensor fits (a file for another stem, or another depth), the stem and each residual block are taken
+    whole or not at all, so that no layer gets the statistics of another's output; the line then begins with "warning:".
+    Raises InputError for a file that cannot be read, and for one that fits less than half.
+    """
+    # Files from before torch 0.4.1 have no num_batches_tracked, and nothing depends on it; fc is the classifier.
+    offered = {
+        without_open_mmlab_stem(name): value
+        for name, value in _read_checkpoint(Path(path)).items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
+    wanted = {name: value for name, value in backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
+    unfit = {name for name in wanted if name not in offered or offered[name].shape != wanted[name].shape}
+    unfit_parts = {_part(name) for name in unfit}
+    taken = {name: offered[name] for name in wanted if _part(name) not in unfit_parts}
+    unused = len(offered) - len(taken)
+    if 2 * len(taken) < max(len(wanted), len(offered)):
+        raise InputError(
+            f"{path} does not fit the backbone: of {len(wanted)} tensors needed and {len(offered)} in the file, "
+            f"{len(taken)} match; use the ImageNet file for this depth and stem, or --pretrained none"
+        )
+    backbone.load_state_dict(taken, strict=False)
+    if len(taken) == len(wanted) and not unused:
+        return f"backbone: all {len(taken)} tensors loaded from {path}"
+    left_out = f"; from random values start: {', '.join(sorted(unfit_parts))}" if unfit_parts else ""
+    return (
+        f"warning: backbone: {len(taken)} of {len(wanted)} tensors loaded from {path}, "
+        f"{unused} in the file have no place{left_out}"
+    )

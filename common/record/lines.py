@@ -1,0 +1,54 @@
+"""What people read of a run while it works: lines on the terminal and in a file, and a progress bar."""
+
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Lines:
+    """Lines for people, in train.log and on the terminal; there beside a progress bar where it has room for one."""
+
+    def __init__(self, path: Path, first_step: int, total_steps: int):
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
+        self._bar = None
+        # a terminal that tells no width (some remote shells) has no room for a bar: it gets the lines
+        wide = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        if wide and total_steps > first_step:
+            self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.1)
+
+    def say(self, line: str) -> None:
+        """A line in the file and on the terminal."""
+        self._keep(line)
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def report(self, line: str, short: str) -> None:
+        """A line about the progress: where there is a bar, the terminal gets the `short` one behind it."""
+        self._keep(line)
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.set_postfix_str(short)
+
+    def advance(self) -> None:
+        """One step more on the bar."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def end_bar(self) -> None:
+        """Leave the bar as it is: what follows are lines."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def close(self) -> None:
+        """The file is complete."""
+        self._file.close()
+
+    def _keep(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()

@@ -1,0 +1,294 @@
+"""The log of a run: how its training goes, how it is scored, how it ends."""
+
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from common.data.decode import decoder_name
+from common.data.loading import worker_count
+from common.data.waiting import DataWait, Reading
+from common.device.cores import cpu_cores
+from common.device.memory import memory_in_use
+from common.device.world import World, device_name, sum_over_ranks, synchronize
+from common.errors import Diverged
+from common.record.environment import environment
+from common.record.files import write_json
+from common.record.folder import RUN_MARK, open_folder
+from common.record.health import Health
+from common.record.lines import Lines
+from common.record.numbers import Numbers, cut_rows
+from common.record.report import Title, closing_lines, write_report
+from common.scores.metrics import Metric
+
+RATE_WARMUP_STEPS = 10  # steps that do not count in images/s: workers start, kernels are chosen
+
+
+class Course(NamedTuple):
+    """Which steps a run does: 0-based from `first_step` to `total_steps`; none for an evaluation."""
+
+    first_step: int = 0
+    total_steps: int = 0
+    steps_per_epoch: int = 1
+    images_per_step: int = 1  # of all devices
+    best: float | None = None  # score of the steps before, where this continues a run
+    continues: bool = False  # in the folder of the run that did the steps before
+
+
+class RunLog:
+    """Progress, scores and files of one run.
+
+    output_dir receives train.log, metrics.jsonl, TensorBoard events, config.json, result.json and the ModelZoo report
+    <CaseName>.log; a run that is there already is moved to backup/ beside it, unless this one continues it.
+    Only the main process writes; every process takes part in the check that the loss is finite.
+
+    Losses stay on the device until a line is printed: one wait for the device every `log_every_steps` of `config`, the
+    values of the run. images/s counts the images of all devices over the time of the training steps alone, without the
+    first RATE_WARMUP_STEPS steps of this process, evaluations and checkpoints. The waiting for data and the memory are
+    those of the main process and its device; `workers` and `cache` of `config` decide what a run that waits for its
+    data is advised to do.
+    """
+
+    def __init__(self, output_dir: str | Path, world: World, course: Course, config: dict, title: Title):
+        self.output_dir, self.world, self.course = Path(output_dir), world, course
+        self.config, self.title = config, title
+        self.step, self.best = course.first_step, course.best
+        self.loss, self.scores = float("nan"), {}  # of the last line, of the last evaluation
+        self.started = time.time()
+        self._scored_step = None
+        self._pending: list[list[Tensor]] = []  # sum and terms of the losses since the last line, on the device
+        self._term_names: list[str] = []
+        self._mark = time.perf_counter()  # since when the present stretch of training steps runs
+        self._data_seconds = 0.0  # of that stretch: waiting for the next batch
+        self._rated_images, self._rated_seconds = 0, 0.0
+        self._data_wait, self._health = DataWait(), Health(course.total_steps)
+        self._warm = course.first_step + min(RATE_WARMUP_STEPS, (course.total_steps - course.first_step) // 2)
+        if world.is_main:
+            self._open()
+
+    # ---- training
+
+    def steps(self, stream: Iterable) -> Iterator:
+        """The items of `stream`, measuring how long each one is waited for."""
+        iterator = iter(stream)
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._data_seconds += time.perf_counter() - asked
+            yield item
+
+    def train(self, step: int, losses: dict[str, Tensor], optimizer: Optimizer, amp=None) -> None:
+        """Take note of a finished step (0-based); prints every `log_every_steps`, after the warm-up and at the end.
+
+        losses: the terms by name, whose sum was minimised. Raises Diverged, naming step and term, when one since the
+        last line is not finite on some process.
+        """
+        self.step = step + 1
+        self._term_names = list(losses)
+        terms = [term.detach().float() for term in losses.values()]
+        self._pending.append([sum(terms), *terms])
+        if self.step == self._warm:
+            self.flush(optimizer, amp, rated=False)
+        elif self.step % self.config["log_every_steps"] == 0 or self.step == self.course.total_steps:
+            self.flush(optimizer, amp)
+        if self.world.is_main:
+            self._lines.advance()
+
+    def flush(self, optimizer: Optimizer, amp=None, rated: bool = True) -> None:
+        """Fetch the losses of the steps since the last line, check and report them. Call it before a checkpoint."""
+        if not self._pending:
+            return
+        steps = len(self._pending)
+        pending = torch.stack([value for row in self._pending for value in row]).view(steps, -1)
+        losses = sum_over_ranks(pending).cpu() / self.world.size  # waits for the device
+        synchronize(self.world)
+        seconds, data_seconds = time.perf_counter() - self._mark, self._data_seconds
+        self._pending = []
+        try:
+            has_checkpoint = (self.output_dir / "checkpoints" / "last.pt").exists()
+            self._health.check_losses(losses, self._term_names, self.step, has_checkpoint)
+            if amp is not None:
+                self._health.check_amp(amp, self.step, steps)
+        except Diverged as error:
+            self.say(str(error))
+            raise
+        mean = losses.mean(0).tolist()
+        self.loss = mean[0]
+        images = steps * self.course.images_per_step
+        if rated and self.step > self._warm:
+            self.rate(images, seconds)
+        if self.world.is_main:
+            row = self._training_row(mean, optimizer, amp)
+            row |= {"images_per_second": images / seconds, "data_wait_share": data_seconds / seconds}
+            self._report_training(row)
+            if rated and (advice := self._data_wait.advice(self.step, steps, data_seconds, seconds, self._reading)):
+                self.say(advice)
+        self.restart_clock()
+
+    def _reading(self) -> Reading:
+        return Reading(
+            workers=worker_count(self.config.get("workers", "auto"), self.world),
+            cores=cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            cached=bool(self.config.get("cache")),
+            first_epoch=self.step <= self.course.first_step + self.course.steps_per_epoch,
+            decoder=decoder_name(),
+        )
+
+    def _training_row(self, mean_losses: list[float], optimizer: Optimizer, amp) -> dict:
+        """What metrics.jsonl tells of the steps since the last line, but for their speed."""
+        memory, memory_gib = memory_in_use(self.world.device)
+        row = {
+            "kind": "train",
+            "step": self.step,
+            "epoch": (self.step - 1) // self.course.steps_per_epoch + 1,
+            "loss": mean_losses[0],
+            "lr": optimizer.param_groups[0]["lr"],
+            f"{memory}_memory_gib": memory_gib,
+        }
+        if len(self._term_names) > 1:
+            row |= {f"loss_{name}": loss for name, loss in zip(self._term_names, mean_losses[1:], strict=True)}
+        if amp is not None:
+            row |= {"loss_scale": amp.loss_scale(), "skipped_steps": amp.skipped_steps.item()}
+        return row
+
+    def _report_training(self, row: dict) -> None:
+        self._numbers.append(row)
+        for name in row.keys() - {"kind", "step", "epoch"}:
+            self._numbers.curve(f"train/{name}", row[name], self.step)
+        memory = "device" if "device_memory_gib" in row else "resident"
+        rate, memory_gib = row["images_per_second"], row[f"{memory}_memory_gib"]
+        total_steps, images_per_step = self.course.total_steps, self.course.images_per_step
+        line = (
+            f"epoch {row['epoch']}/{math.ceil(total_steps / self.course.steps_per_epoch)}  "
+            f"step {self.step}/{total_steps}  loss {self.loss:.4f}  lr {row['lr']:.6f}  "
+            f"{rate:.2f} images/s  data wait {row['data_wait_share']:.0%}  {memory} memory {memory_gib:.2f} GiB  "
+            f"ETA {_clock((total_steps - self.step) * images_per_step / rate)}"
+        )
+        if row.get("skipped_steps"):
+            line += f"  loss scale {row['loss_scale']:g}  skipped {row['skipped_steps']}"
+        short = (
+            f"{rate:.1f} images/s, loss {self.loss:.3f}, lr {row['lr']:.5f}, wait {row['data_wait_share']:.0%}, "
+            f"{memory_gib:.1f} GiB"
+        )
+        self._lines.report(line, short)
+
+    # ---- evaluation
+
+    def eval(self, metric: Metric) -> bool:
+        """Report an evaluation after the present step; returns whether it is the best so far, by the first score.
+
+        metric: of the whole data set, summed over the processes.
+        """
+        scores = metric.scores()
+        self.scores, self._scored_step = scores, self.step
+        value = next(iter(scores.values()))
+        is_best = not math.isnan(value) and (self.best is None or value > self.best)
+        if is_best:
+            self.best = value
+        if self.world.is_main:
+            self._report_evaluation(metric, is_best)
+        self.restart_clock()
+        return is_best
+
+    def _report_evaluation(self, metric: Metric, is_best: bool) -> None:
+        scores, class_iou = self.scores, metric.class_scores()  # nan for a class that does not occur
+        row = {"kind": "eval", "step": self.step, **scores, "best": self.best, "pixels": metric.pixels()}
+        if class_iou:
+            row["class_iou"] = class_iou
+        self._numbers.append(row)
+        for key, score in scores.items():
+            self._numbers.curve(f"eval/{key}", score, self.step)
+        for key, iou in class_iou.items():
+            if not math.isnan(iou):  # a class that occurs nowhere has no curve
+                self._numbers.curve(f"eval_class_iou/{key}", iou, self.step)
+        values = "  ".join(f"{key} {score:.4f}" for key, score in scores.items())
+        is_training = self.course.total_steps > 0  # an evaluation without training has no step
+        when = f" at step {self.step}" if is_training else ""
+        self.say(f"evaluation{when}:  {values}{'  (best so far)' if is_best and is_training else ''}")
+        if class_iou:
+            shown = (f"{key} {'-' if math.isnan(iou) else f'{iou:.3f}'}" for key, iou in class_iou.items())
+            self.say("  IoU:  " + "  ".join(shown))
+
+    def pictures(self, panels: list[np.ndarray]) -> None:
+        """Keep pictures [H, W, 3] uint8 (image, truth and prediction side by side) of the present step."""
+        if self.world.is_main:
+            self._numbers.pictures(panels, self.step)
+            self.restart_clock()
+
+    def say(self, line: str) -> None:
+        """A line for people, on the console and in train.log; from the main process alone."""
+        if self.world.is_main:
+            self._lines.say(line)
+
+    def restart_clock(self) -> None:
+        """Begin a stretch of training steps: what happened since the last line (a checkpoint, say) is not counted."""
+        self._mark, self._data_seconds = time.perf_counter(), 0.0
+
+    def rate(self, images: int, seconds: float) -> None:
+        """Count images towards images/s."""
+        self._rated_images += images
+        self._rated_seconds += seconds
+
+    # ---- end
+
+    def finish(self, more_scores: dict[str, float] | None = None) -> dict:
+        """Write result.json and the ModelZoo report, print the closing lines, and return the result.
+
+        Final scores are those of an evaluation after the last step, or there are none. more_scores: besides them.
+        """
+        scores = {**(self.scores if self._scored_step == self.step else {}), **(more_scores or {})}
+        result = {
+            "network": self.title.network,
+            "case": self._case,
+            "steps": self.step,
+            "images_per_second": self._rated_images / self._rated_seconds if self._rated_seconds else None,
+            "loss": None if math.isnan(self.loss) else self.loss,
+            "best": self.best,
+            "scores": list(scores),
+            **scores,
+            "duration_seconds": time.time() - self.started,
+            "output_dir": str(self.output_dir),
+        }
+        if self.world.is_main:
+            write_json(self.output_dir / "result.json", result)
+            write_report(result, self.title, self.course.images_per_step, self.world)
+            self._lines.end_bar()
+            for line in closing_lines(result, self.title):
+                self.say(line)
+            self._numbers.close()
+            self._lines.close()
+            self._lock.close()
+        return result
+
+    @property
+    def _case(self) -> str:
+        return self.title.case(self.course.images_per_step, self.world)
+
+    def _open(self) -> None:
+        course = self.course
+        self._lock = open_folder(self.output_dir, course.continues)
+        if course.continues and (scored := cut_rows(self.output_dir, course.first_step)):
+            self.scores, self._scored_step = scored
+        write_json(self.output_dir / RUN_MARK, {"values": self.config, "environment": environment(self.world)})
+        self._numbers = Numbers(self.output_dir, self.config, course.first_step + 1 if course.continues else None)
+        self._lines = Lines(self.output_dir / "train.log", course.first_step, course.total_steps)
+        what = f"evaluation, {course.images_per_step} images at a time"
+        if course.total_steps:
+            what = f"steps {course.first_step}..{course.total_steps} of {course.images_per_step} images"
+        devices = f"{self.world.size} x {device_name(self.world.device)}"
+        self.say(f"{self._case}: {devices}, {what}; output in {self.output_dir}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,1 @@
+"""What is computed of a trained network: scores and pictures."""

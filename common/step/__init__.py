@@ -1,0 +1,1 @@
+"""One training step: precision, optimizer, rate, losses, batch norm over processes, compiling."""
