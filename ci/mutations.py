@@ -4,7 +4,7 @@
 
 Not part of the tests: it shows that the tests see the recipes and the machinery. The faults are those of
 `ci.mutation_table`; NAME takes those of a folder or a file alone. First the tests concerned run without any fault: a
-test that fails anyway finds nothing. All of it takes about half an hour on two cores. The exit code is 1 when a fault
+test that fails anyway finds nothing. All of it takes one core a quarter of an hour. The exit code is 1 when a fault
 is not found or has no single place in its file.
 """
 

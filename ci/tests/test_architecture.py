@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from ci.mutations import FAULTS, line_of
 from ci.tests.folders import FOLDERS, ROOT
 from common.tools.__main__ import commands
 
@@ -176,3 +177,9 @@ def test_files_and_functions_are_small(path):
         if isinstance(node, ast.FunctionDef):
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             assert len([name for name in names if name not in ("self", "cls")]) <= 7, node.name
+
+
+def test_each_planted_fault_has_its_one_place():
+    """`python3 -m ci.mutations` cannot plant what the code no longer says."""
+    faults = [fault for fault in FAULTS if (ROOT / fault.file).exists()]
+    assert [f"{fault.file}: {fault.what}" for fault in faults if line_of(fault) is None] == []
