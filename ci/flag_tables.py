@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.args import format_setting, format_value  # noqa: E402  the line above makes it importable
-from common.flags import FLAGS  # noqa: E402
+from common.flags import FLAGS  # noqa: E402  as above
 
 # What FLAGS says of each flag, in Chinese.
 CHINESE = {

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.args import format_value  # noqa: E402  the line above makes it importable
-from common.samples.layout import draw  # noqa: E402
+from common.samples.layout import draw  # noqa: E402  as above
 
 
 def tiny_flags(presets) -> list[str]:
