@@ -144,7 +144,7 @@ class Run:
                 scored_set.check(decode_images=True)
 
     def plan(self, train_set: LabelledPictures, image_size: tuple[int, int], optimizer: type[Optimizer]) -> None:
-        """Count the images of a step and the steps of the run, and check the options of the device.
+        """Count the images of a step and the steps of the run, and check that the device has the optimizer.
 
         image_size: height and width of the training images. optimizer: torch.optim.SGD or Adam. Raises InputError for
         what does not divide, for a data set of less than a step, and for what the device does not support.
