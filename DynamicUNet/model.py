@@ -21,6 +21,9 @@ from DynamicUNet.weights import IMAGENET_FILES
 
 COARSEST_STRIDE = 32  # of the encoder's last features, against the image
 BN_BIAS = 1e-3  # initial bias of the decoder's batch norms
+# kind of device -> the channels of the layers at full size are brought to a multiple of this by channels of zeros.
+# CUDA's matrix units take those of half precision in eights; an NPU lays out 16 at a time by itself.
+CHANNEL_MULTIPLE = {"cuda": 8}
 
 
 class Convolution(nn.Conv2d):
@@ -61,7 +64,28 @@ class PixelShuffleICNR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C', 2h, 2w]."""
-        return F.pixel_shuffle(F.relu(self.conv(x), inplace=True), 2)
+        return pixel_shuffle(F.relu(self.conv(x), inplace=True))
+
+
+def pixel_shuffle(x: Tensor) -> Tensor:
+    """F.pixel_shuffle by 2, [B, 4 C, h, w] -> [B, C, 2h, 2w], which stays in the layout channels_last.
+
+    torch's on CUDA gives contiguous features, which the layers behind it would turn round again.
+    """
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return F.pixel_shuffle(x, 2)
+    batch, channels, height, width = x.shape
+    x = x.permute(0, 2, 3, 1).view(batch, height, width, channels // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, 2 * height, 2 * width, channels // 4).permute(0, 3, 1, 2)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, out_channels: int) -> Tensor:
+    """`conv` on x [B, C, H, W], whose channels beyond those of the weights are zeros; as many as are asked for."""
+    outputs, inputs = out_channels - conv.out_channels, x.shape[1] - conv.in_channels
+    weight, bias = conv.weight, conv.bias
+    if inputs or outputs:
+        weight, bias = F.pad(weight, (0, 0, 0, 0, 0, inputs, 0, outputs)), F.pad(bias, (0, outputs))
+    return F.conv2d(x, weight, bias, padding=conv.padding)
 
 
 class UnetBlock(nn.Module):
@@ -93,7 +117,9 @@ class ResidualBlock(nn.Module):
         self.conv2 = Convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.conv2(F.relu(self.conv1(x), inplace=True)), inplace=True)
+        """[B, C, H, W] -> the same shape; channels beyond `channels` are zeros and stay so."""
+        inner = F.relu(convolve(self.conv1, x, x.shape[1]), inplace=True)
+        return F.relu(x + convolve(self.conv2, inner, x.shape[1]), inplace=True)
 
 
 class DynamicUNet(nn.Module):
@@ -139,8 +165,10 @@ class DynamicUNet(nn.Module):
             x = block(x, skips.pop())  # stride 32 -> 16 -> 8 -> 4 -> 2
         x = to_size(self.upsample(x), images.shape[-2:])  # -> [B, C, H, W]
         # In mixed precision the image joins in the precision of the features: promoted, all of them would be float32.
-        x = self.cross_block(torch.cat([x, images.to(x.dtype)], dim=1))  # [B, C + 3, H, W]
-        return self.classifier(x)
+        zeros = -(x.shape[1] + 3) % CHANNEL_MULTIPLE.get(x.device.type, 1)
+        image = F.pad(images.to(x.dtype), (0, 0, 0, 0, 0, zeros))
+        x = self.cross_block(torch.cat([x, image], dim=1))  # [B, C + 3 + zeros, H, W]
+        return convolve(self.classifier, x, self.classifier.out_channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor] | Tensor:
         """images [B, 3, H, W] -> logits [B, num_classes, H, W]: in training in a tuple; else in float32.

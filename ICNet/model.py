@@ -8,6 +8,7 @@ cascade feature fusion units merge the three, coarse to fine.
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.backbone import ResNet
+from common.nets.resize import interpolation
 from common.nets.resize import resize as resize_bilinear
 from common.step.losses import at_least_float32, cross_entropy
 from common.step.norm import trains_on_one_image
@@ -51,8 +53,46 @@ class PyramidPooling(nn.Module):
     BINS = (1, 2, 3, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[-2:]
-        return x + sum(resize(F.adaptive_avg_pool2d(x, bins), size) for bins in self.BINS)
+        """[B, C, h, w] -> the same shape.
+
+        Means and their enlargement are linear: two products of matrices give those of all bins together, where pooling
+        and resizing them one after another reads and writes all features eight times, and again on the way back.
+        """
+        batch, channels, height, width = x.shape
+        matrices = pyramid_of_training if self.training else pyramid
+        pool, enlarge = matrices(self.BINS, (height, width), x.device, x.dtype)
+        pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        means = torch.bmm(pool.expand(batch, -1, -1), pixels)  # [B, 50, C]
+        context = torch.bmm(enlarge.expand(batch, -1, -1), means)  # [B, h w, C]
+        return x + context.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def pyramid(
+    bins: tuple[int, ...], size: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Matrices [regions, h w] and [h w, regions]: to the means over all regions, and from them back to `size`.
+
+    They do what adaptive_avg_pool2d and `resize` do, which both treat rows and columns one after the other.
+    """
+    pool, enlarge = [], []
+    for count in bins:
+        pool.append(np.kron(*(means(length, count) for length in size)))
+        enlarge.append(np.kron(*(interpolation(count, length, align_corners=True) for length in size)))
+    exact = np.float64 if dtype == torch.float64 else np.float32  # an NPU has no float64
+    matrices = np.concatenate(pool, dtype=exact), np.concatenate(enlarge, axis=1, dtype=exact)
+    return tuple(torch.from_numpy(matrix).to(device, dtype) for matrix in matrices)
+
+
+pyramid_of_training = cache(pyramid)  # on the device, for all steps; pictures to predict have any number of sizes
+
+
+def means(length: int, count: int) -> np.ndarray:
+    """[count, length] float64: the means over `count` parts of a line, which overlap where it does not divide."""
+    matrix = np.zeros((count, length))
+    for i in range(count):
+        first, behind = i * length // count, -(-(i + 1) * length // count)
+        matrix[i, first:behind] = 1 / (behind - first)
+    return matrix
 
 
 class CascadeFeatureFusion(nn.Module):
@@ -112,7 +152,7 @@ class ICNet(nn.Module):
         fused, sixteenth = self.cff_24(self.pyramid_pooling(quarter), half)  # [B, 128, H/16, W/16]
         fused, eighth = self.cff_12(fused, self.full_branch(images))  # [B, 128, H/8, W/8]
         # Classes of the enlarged features: a 1x1 convolution and a resizing commute, and 19 channels are less than 128.
-        quarter_logits = resize(self.classifier(fused), (2 * fused.shape[-2], 2 * fused.shape[-1]))
+        quarter_logits = resize(at_least_float32(self.classifier(fused)), (2 * fused.shape[-2], 2 * fused.shape[-1]))
         return quarter_logits, eighth, sixteenth
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor] | Tensor:

@@ -173,7 +173,8 @@ FLAGS: dict[str, dict[str, tuple]] = {
             bool,
             "images and features with the channels of a pixel side by side; default: on for CPU and CUDA, off for NPU",
         ),
-        "compile": (bool, "compile the network for training (torch.compile)"),
+        "compile": (bool, "compile the blocks of the network for training (torch.compile)"),
+        "cuda_graph": (bool, "record the network's kernels and replay them in each step; for one CUDA device"),
     },
     "evaluation": {
         "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
@@ -223,6 +224,7 @@ RUN: dict[str, object] = {
     "deterministic": False,
     "channels_last": None,  # on for CPU and CUDA; an NPU has no kernels for it
     "compile": False,
+    "cuda_graph": False,
     "evaluate": False,
     "checkpoint": "",
     "validate": True,

@@ -44,7 +44,7 @@ from common.record.profiling import profiled
 from common.record.report import Title
 from common.scores.evaluate import Evaluation, evaluate, example_panels
 from common.step.amp import Amp, autocast, check_device_options, effective_opt_level
-from common.step.compiling import compiled
+from common.step.compiling import compiled, recorded
 from common.step.norm import synchronize_batch_norm
 from common.step.optimizer import check_source, fused_optimizer
 
@@ -239,11 +239,11 @@ class Run:
                 self._save()
 
     def _shared_network(self) -> nn.Module:
-        """The network for the training step: compiled where asked for, and averaging gradients over the processes."""
+        """The network of the training step: compiled or recorded where asked for, and averaging gradients."""
         network = self.model
-        if self.args.compile:
-            shape = (self.device_batch_size, 3, *self.image_size)
-            network, note = compiled(self.model, self.world, shape, self.amp.autocast)
+        shape = (self.device_batch_size, 3, *self.image_size)
+        for shorten in (compiled,) * self.args.compile + (recorded,) * self.args.cuda_graph:
+            network, note = shorten(self.model, network, self.world, shape, self.amp.autocast)
             self.notes.append(note)
         return data_parallel(network, self.world, self.amp.optimizer)
 

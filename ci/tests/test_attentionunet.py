@@ -1,5 +1,6 @@
 """Attention U-Net and its relatives against the numbers of their reference implementation, and what is our own."""
 
+import copy
 import json
 import math
 from argparse import Namespace
@@ -16,6 +17,7 @@ from AttentionUNet.model import (
     ARCHS,
     AttentionGate,
     AttentionUNet,
+    Layers,
     RecurrentConv,
     RecurrentResidualUnit,
     build_model,
@@ -28,6 +30,7 @@ from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
 from common.data.order import images_of_one_device
 from common.device.world import World
+from common.tools.plain import plain_network
 
 CASES = {
     "attu_net": {"arch": "AttU_Net"},
@@ -294,6 +297,32 @@ def test_an_attention_gate_by_hand():
         expected = [0.25 * sign * coefficient, -4.0 * sign * coefficient]
         found = gate(sign * gating, sign * skip).flatten().tolist()
         assert found == pytest.approx(expected, rel=1e-4)  # the batch norms divide by sqrt(1 + 1e-5)
+
+
+def test_a_bias_before_a_batch_norm_is_seen_by_the_running_mean_alone():
+    layers = Layers(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()).double()
+    plain = copy.deepcopy(layers)
+    plain.leaves_biases_out = False
+    for step in range(3):
+        x = torch.randn(2, 3, 6, 7, dtype=torch.float64) + step
+        found, expected = layers(x), plain(x)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        for out in (found, expected):
+            out.square().sum().backward()
+    for (name, one), other in zip(layers.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9, msg=name)
+    assert not layers[0].bias.grad.any()
+    for one, other in zip(layers.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    layers.eval(), plain.eval()
+    torch.testing.assert_close(layers(x), plain(x), rtol=1e-9, atol=1e-9)
+
+
+def test_the_plain_form_adds_the_biases(small):
+    plain = plain_network(small)
+    layers = [module for module in plain.modules() if isinstance(module, Layers)]
+    assert layers and not any(module.leaves_biases_out for module in layers)
+    assert all(module.leaves_biases_out for module in small.modules() if isinstance(module, Layers))
 
 
 def test_shapes_that_do_not_fit(small):

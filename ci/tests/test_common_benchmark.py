@@ -59,7 +59,8 @@ def same_threads():
 def test_figures_by_hand():
     seconds = [0.1, 0.4, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1]
     found = figure(seconds, images=12)
-    assert found == pytest.approx({"median_ms": 600, "p10_ms": 200, "p90_ms": 1000, "images_per_second": 20})
+    expected = {"median_ms": 600, "p10_ms": 200, "p90_ms": 1000, "p95_ms": 1050, "p99_ms": 1090}
+    assert found == pytest.approx({**expected, "images_per_second": 20})
     # of pairs: 2, 2, 4, 1, 2, 2, 2, 2, 2, 2, 2
     slower = [0.2, 0.8, 0.8, 0.3, *(2 * value for value in seconds[4:])]
     assert ratio(slower, seconds) == pytest.approx({"median": 2, "p10": 2, "p90": 2})
@@ -277,7 +278,8 @@ def test_evaluation_and_prediction_of_every_model(folder, data, monkeypatch, tmp
     monkeypatch.setattr(module(folder, "model"), "build_model", watched)
     argv = [f"--model={folder}", *TINY, data(folder)]
     result = main(["eval", *argv, "--images=2", "--eval_batch_size=1", f"--cache={tmp_path / 'new'}"])
-    assert set(result["figures"]) == {"with decoding", "network alone"}
+    assert set(result["figures"]) == {"with decoding", "decoding alone", "network alone"}
+    assert result["decoding_share"] > 0
     # two pictures and one batch, four times, and once for the count of operations
     assert len(seen) == 4 * 3 + 1 and all(len(shape) == 4 and shape[0] == 1 for shape in seen)
     assert len(list(tmp_path.glob("new/*.pair"))) == 2 and all(searches)
@@ -285,6 +287,7 @@ def test_evaluation_and_prediction_of_every_model(folder, data, monkeypatch, tmp
     searches.clear()
     result = main(["predict", *argv])
     assert set(result["figures"]) == {"file to mask", "picture to mask"}
+    assert result["decoding_share"] < 1
     assert len(seen) == 4 * 2 + 1 and not any(searches)
     assert result["data"].endswith(("of 64 x 96", "of 96 x 64"))
 

@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,23 +11,34 @@ import torch.distributed as dist
 from torch import nn
 
 from common.device.world import World
-from common.step.compiling import compiled
+from common.step.compiling import blocks_of, compiled, recorded
 
 WORLD = World(torch.device("cpu"), channels_last=True)
 SHAPE = (2, 3, 8, 10)
 
 
+class Block(nn.Module):
+    """Convolution, batch norm, activation; of as many channels as its input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return torch.relu(self.bn(self.conv(x)))
+
+
 class Network(nn.Module):
-    """Convolution, batch norm, dropout; logits in a tuple while it trains, as the networks here give them."""
+    """Blocks, dropout, a classifier; logits in a tuple while it trains, as the networks here give them."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(3)
-        self.conv, self.bn, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
-        self.dropout = nn.Dropout2d(0.5)
+        self.first, self.stage = nn.Conv2d(3, 6, 1), nn.Sequential(Block(6), Block(6), Block(6))
+        self.dropout, self.last = nn.Dropout2d(0.5), nn.Conv2d(6, 4, 1)
 
     def forward(self, images):
-        logits = self.last(self.dropout(torch.relu(self.bn(self.conv(images)))))
+        logits = self.last(self.dropout(self.stage(self.first(images))))
         return (logits,) if self.training else logits
 
 
@@ -34,24 +46,22 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def no_compiler(model, **_):
-    """What torch.compile gives where its backend fails at the first step, half-way through the network."""
+def no_compiler(block, **_):
+    """What a compiled block does where the backend of torch.compile fails at the first step."""
 
-    def forward(images):
-        model.bn(model.conv(images))
+    def forward(x):
+        block.bn(block.conv(x))
         torch.rand(3)
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in\n('g++',)")
 
-    network = nn.Module()
-    network.forward = forward
-    return network
+    block.forward = forward
 
 
 def test_without_a_compiler_one_line_and_the_same_network(monkeypatch):
-    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(nn.Module, "compile", no_compiler)
     model = Network()
     before, drawn = state(model), torch.get_rng_state()
-    network, note = compiled(model, WORLD, SHAPE, nullcontext)
+    network, note = compiled(model, model, WORLD, SHAPE, nullcontext)
     assert network is model
     assert note.startswith("--compile failed; training goes on without it: ")
     assert "No working C++ compiler found" in note and "\n" not in note
@@ -66,37 +76,40 @@ def test_a_python_that_is_too_new_for_the_compiler(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("torch.compile is not supported on Python 3.15+")
 
-    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(nn.Module, "compile", refuse)
     model = Network()
-    network, note = compiled(model, WORLD, SHAPE, nullcontext)
+    network, note = compiled(model, model, WORLD, SHAPE, nullcontext)
     assert network is model
     assert note.endswith("RuntimeError: torch.compile is not supported on Python 3.15+")
 
 
-def test_with_several_processes_gradients_are_exchanged_during_the_backward_pass(monkeypatch, tmp_path):
-    """torch compiles in parts then, one for each package of gradients, if the first step is compiled with them."""
-    parts, sizes = [], []
+def test_blocks_are_those_that_repeat_and_those_of_layers():
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Sequential(Block(6), Block(6)), nn.Sequential(nn.ReLU()), Network())
+    found = list(blocks_of(network))
+    assert found == [*network[1], network[2], *network[3].stage]
+
+
+def test_blocks_of_equal_shapes_are_compiled_once_and_serve_several_processes_too(monkeypatch, tmp_path):
+    graphs = []
 
     def backend(graph, inputs):
-        parts.append(graph)
+        graphs.append(graph)
         return graph
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1)  # a megabyte, more than all weights here
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
-        for size in (1, 2):
-            torch.compiler.reset()
-            model = Network()
-            network, _ = compiled(model, World(WORLD.device, size=size, channels_last=True), SHAPE, nullcontext)
-            parallel = nn.parallel.DistributedDataParallel(network, bucket_cap_mb=0.0001)
-            parts.clear()
-            parallel(torch.zeros(SHAPE).contiguous(memory_format=torch.channels_last))
-            sizes.append(len(parts))
+        model = Network()
+        network, note = compiled(model, model, WORLD, SHAPE, nullcontext)
+        assert note.startswith("the network is compiled") and len(graphs) == 1
+        parallel = nn.parallel.DistributedDataParallel(network)
+        images = torch.zeros(SHAPE).contiguous(memory_format=torch.channels_last)
+        for _ in range(2):
+            parallel(images)[0].sum().backward()
     finally:
         dist.destroy_process_group()
         torch.compiler.reset()
-    assert sizes[0] == 0 and sizes[1] > 1
+    assert len(graphs) == 1
 
 
 def test_an_error_on_the_way_back_counts_too(monkeypatch):
@@ -109,14 +122,13 @@ def test_an_error_on_the_way_back_counts_too(monkeypatch):
         def backward(ctx, gradient):
             raise RuntimeError("no backend for the backward pass: " + 500 * "x")
 
-    def compile(model, **_):
-        network = nn.Module()
-        network.forward = lambda images: tuple(Fails.apply(output) for output in model(images))
-        return network
+    def compile(block, **_):
+        forward = block.forward
+        block.forward = lambda x: Fails.apply(forward(x))
 
-    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(nn.Module, "compile", compile)
     model = Network()
-    network, note = compiled(model, WORLD, SHAPE, nullcontext)
+    network, note = compiled(model, model, WORLD, SHAPE, nullcontext)
     assert network is model and "no backend for the backward pass" in note and len(note) < 250
 
 
@@ -139,8 +151,8 @@ def test_a_compiled_step_is_the_plain_one(layout, plain_kernels):
         network.to(memory_format=layout)
     before = state(model)
     world = World(torch.device("cpu"), channels_last=layout == torch.channels_last)
-    network, note = compiled(model, world, SHAPE, nullcontext)
-    assert note == "the network is compiled" and network is not model
+    network, note = compiled(model, model, world, SHAPE, nullcontext)
+    assert note.startswith("the network is compiled, in ") and "\n" not in note and network is not model
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -157,3 +169,57 @@ def test_a_compiled_step_is_the_plain_one(layout, plain_kernels):
     model.eval(), plain.eval()
     other_size = torch.randn(1, 3, 5, 7)
     assert torch.allclose(model(other_size), plain(other_size), rtol=1e-4, atol=1e-5)
+
+
+# ---- recorded: CUDA graphs, of which a CPU can only see what they are asked for
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Networks that torch was asked to record, with the shape of the images and whether autocast would keep casts."""
+    asked = []
+
+    def make_graphed_callables(network, sample):
+        asked.append((network, sample[0].shape, torch.is_autocast_cache_enabled()))
+        network(*sample)[0].sum().backward()
+        torch.rand(3)
+        return network
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+    return asked
+
+
+def test_a_recorded_network_has_the_weights_of_the_model_and_has_learnt_nothing(graphs):
+    model = Network()
+    before, drawn = state(model), torch.get_rng_state()
+    network, note = recorded(model, model, WORLD, SHAPE, partial(torch.autocast, "cpu", torch.bfloat16))
+    assert note == "the network's kernels are recorded, and replayed in each step"
+    assert graphs == [(network, SHAPE, False)] and network is not model and network.training
+    assert all(a is b for a, b in zip(network.parameters(), model.parameters(), strict=True))
+    assert all(a is b for a, b in zip(network.buffers(), model.buffers(), strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_is_compiled_already_is_recorded_as_it_is(graphs):
+    model, so_far = Network(), Network()
+    network, _ = recorded(model, so_far, WORLD, SHAPE, nullcontext)
+    assert network is so_far
+
+
+def test_what_cannot_be_recorded_trains_without(monkeypatch, graphs):
+    model = Network()
+    network, note = recorded(model, model, replace(WORLD, size=2), SHAPE, nullcontext)
+    assert network is model and "--cuda_graph is for one device" in note and not graphs
+
+    def fails(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fails)
+    network, note = recorded(model, model, WORLD, SHAPE, nullcontext)
+    assert network is model
+    assert note == (
+        "--cuda_graph failed; training goes on without it: RuntimeError: operation not permitted when stream is "
+        "capturing"
+    )

@@ -231,18 +231,23 @@ def test_a_step_does_not_wait_for_the_device(started):
 
 
 def test_the_network_is_compiled_where_that_is_asked_for(started, monkeypatch):
-    asked = []
+    asked, made = [], {"compiled": nn.Identity(), "recorded": nn.Identity()}
 
-    def compiled(model, world, shape, autocast):
-        asked.append((model, shape))
-        return nn.Identity(), "the network is compiled"
+    for name, network in made.items():
 
-    monkeypatch.setattr(run_module, "compiled", compiled)
+        def shorten(model, so_far, world, shape, autocast, name=name, network=network):
+            asked.append((name, model, so_far, shape))
+            return network, f"the network is {name}"
+
+        monkeypatch.setattr(run_module, name, shorten)
     run, data, model = started(compile=1)
+    run.args.cuda_graph = True  # refused for a CPU
     next(run.steps(data.train))
-    assert asked == [(model, (2, 3, *small_folder.IMAGE_SIZE))]
-    assert isinstance(run.network, nn.Identity) and run.model is model
-    assert "the network is compiled" in (Path(run.args.output_dir) / "train.log").read_text()
+    shape = (2, 3, *small_folder.IMAGE_SIZE)
+    assert asked == [("compiled", model, model, shape), ("recorded", model, made["compiled"], shape)]
+    assert run.network is made["recorded"] and run.model is model
+    log = (Path(run.args.output_dir) / "train.log").read_text()
+    assert log.index("the network is compiled") < log.index("the network is recorded")
 
 
 # ---- its loop

@@ -16,8 +16,9 @@ from ci.tests.operators import Operators
 from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.backbone import load_imagenet
+from DynamicUNet import model as dynamicunet_model
 from DynamicUNet import presets as dynamicunet_presets
-from DynamicUNet.model import DynamicUNet, PixelShuffleICNR, UnetBlock, build_model, training_loss
+from DynamicUNet.model import DynamicUNet, PixelShuffleICNR, UnetBlock, build_model, pixel_shuffle, training_loss
 from DynamicUNet.train import learning_rate_schedule, parameter_groups
 from DynamicUNet.weights import IMAGENET_FILES, from_reference, imagenet_file
 
@@ -322,6 +323,27 @@ def test_a_block_puts_the_upsampled_features_before_the_skip():
     out = block(x, skip)
     assert torch.equal(out[:, :4], expected)
     assert torch.allclose(out[:, 4:], (skip / (1 + 1e-5) ** 0.5 + 1e-3).relu(), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_shuffle_is_that_of_torch_and_keeps_the_layout(layout):
+    x = torch.randn(2, 12, 3, 5).contiguous(memory_format=layout)
+    shuffled = pixel_shuffle(x)
+    assert torch.equal(shuffled, F.pixel_shuffle(x, 2)) and shuffled.is_contiguous(memory_format=layout)
+
+
+def test_channels_of_zeros_change_nothing_but_the_shapes(monkeypatch):
+    """As on CUDA, where the 99 channels of a ResNet-18 at full size become 104."""
+    model = build_model(num_classes=5, backbone="resnet18").double()
+    images, found, widths = torch.randn(2, 3, 32, 40, dtype=torch.float64), [], []
+    model.cross_block.register_forward_pre_hook(lambda _, x: widths.append(x[0].shape[1]))
+    for multiple in (1, dynamicunet_model.CHANNEL_MULTIPLE["cuda"]):
+        monkeypatch.setattr(dynamicunet_model, "CHANNEL_MULTIPLE", {"cpu": multiple})
+        (logits,) = model(images)
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), model.parameters())])
+    assert widths == [99, 104]
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-9, atol=1e-9)
 
 
 # ---- the loss

@@ -9,7 +9,7 @@ from ci.tests import fingerprint
 from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
 from common import IGNORE_INDEX
-from ICNet.model import ICNet, aligned_labels, build_model, loss_terms, resize, training_loss
+from ICNet.model import ICNet, PyramidPooling, aligned_labels, build_model, loss_terms, resize, training_loss
 from ICNet.weights import from_reference, imagenet_file
 
 HEADS = ("sub4", "sub8", "sub16")
@@ -173,6 +173,15 @@ def test_eval_logits_have_the_size_of_the_image(untrained, size):
     quarter = untrained.heads(images)[0]
     for y, x in ((0, 0), (0, -1), (-1, 0), (-1, -1)):  # with aligned corners, these are pixels of both
         assert torch.allclose(logits[:, :, y, x], quarter[:, :, y, x], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 2), (7, 13), (30, 30)])
+def test_the_pyramid_is_that_of_pooling_and_resizing(size):
+    x = torch.randn(2, 5, *size, dtype=torch.float64)
+    expected = x + sum(resize(F.adaptive_avg_pool2d(x, bins), size) for bins in (1, 2, 3, 6))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = PyramidPooling()(x.contiguous(memory_format=layout))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_images_that_are_too_small(untrained):

@@ -1,8 +1,11 @@
 """What is asked of CUDA: whether it can be used, and if not, why; and what a card computes in."""
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor, nn
 
 
 def problem() -> str | None:
@@ -20,6 +23,13 @@ def problem() -> str | None:
         f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(0)} (sm_{major}{minor}), only for "
         f"{' '.join(built_for)}; install a torch that is built for it (pytorch.org/get-started/previous-versions)"
     )
+
+
+def record(network: nn.Module, images: Tensor, autocast: Callable[[], AbstractContextManager]) -> nn.Module:
+    """The network itself, whose forward and backward pass are CUDA graphs from now on, for images of this shape."""
+    with autocast():
+        torch.set_autocast_cache_enabled(False)  # it would keep 16-bit weights that the graph does not renew
+        return torch.cuda.make_graphed_callables(network, (images,))
 
 
 def _runs(arch: str, major: int, minor: int) -> bool:

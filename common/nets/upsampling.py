@@ -25,9 +25,13 @@ class UpsampledConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """x [B, in_channels, h, w] -> [B, out_channels, *size]; only sizes of twice h and w are done the short way."""
+        return self.convolve(x, size, self.bias)
+
+    def convolve(self, x: Tensor, size: Sequence[int], bias: Tensor | None) -> Tensor:
+        """`forward` with another bias [out_channels], or none."""
         if tuple(size) == (2 * x.shape[-2], 2 * x.shape[-1]):
-            return F.conv_transpose2d(x, doubling_kernel(self.weight), self.bias, stride=2, padding=1)
-        return super().forward(F.interpolate(x, size=tuple(size), mode="nearest"))
+            return F.conv_transpose2d(x, doubling_kernel(self.weight), bias, stride=2, padding=1)
+        return F.conv2d(F.interpolate(x, size=tuple(size), mode="nearest"), self.weight, bias, padding=1)
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ def check_device_options(args: Namespace) -> None:
     device = torch.device(find_device_type(args.device), (chosen_devices(args) or [0])[0])
     world = World(device)
     check_layout(args.channels_last, device.type)
+    if args.cuda_graph and device.type != "cuda":
+        raise InputError(f"--cuda_graph: the device is {device.type}, and only CUDA has such graphs; leave it out")
     if "LOCAL_RANK" not in os.environ:
         opt_level = effective_opt_level(args.amp, args.opt_level, world, args.precision_mode)
         check_half_precision(opt_level, args.amp_dtype, world)
@@ -120,8 +122,10 @@ class Amp:
         self.scaler.update(self.static_scale)
         self.skipped_steps += (overflow > 0).to(torch.int64)
         with torch.no_grad():
-            for half, master in self.masters:
-                half.copy_(master)
+            if self.masters:
+                halves, masters = zip(*self.masters, strict=True)
+                torch._foreach_copy_(halves, masters)  # all in a few launches
+            for half, _ in self.masters:
                 half.grad = None
         self.optimizer.zero_grad()  # to none, except by optimizers that own the gradients
 

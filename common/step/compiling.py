@@ -1,55 +1,143 @@
-"""Compiles a network for training, where that can be done."""
+"""A network for the training step with less work for the host: its blocks compiled, or all of it recorded once."""
 
+import collections
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from common.device import cuda
 from common.device.world import World
 
 REASON_LENGTH = 160  # of an error in the one line about it
+FORMS = 128  # of one forward method that may be compiled: a residual block has one for each size and each width
+
+Autocast = Callable[[], AbstractContextManager]
 
 
 def compiled(
-    model: nn.Module, world: World, shape: Sequence[int], autocast: Callable[[], AbstractContextManager]
+    model: nn.Module, network: nn.Module, world: World, shape: Sequence[int], autocast: Autocast
 ) -> tuple[nn.Module, str]:
-    """(network for the training step, a line that says what it is): `model` compiled, or itself where that fails.
+    """(network for the training step, a line that says what it is): `network` compiled, or itself where that fails.
 
-    shape: of the training images, [B, 3, H, W]; every step has it. autocast: the context of the forward pass. What is
-    returned shares everything with `model`, which stays as it is for evaluation and for checkpoints.
+    model: what is trained, and stays as it is for evaluation and for checkpoints. network: what the step has so far,
+    `model` itself or another one with the same weights and statistics; so is the one returned. shape: of the training
+    images, [B, 3, H, W]; every step has it. autocast: the context of the forward pass.
 
-    A step with images of zeros is tried at once, so that a missing compiler is known before training starts; weights,
-    statistics and random numbers are afterwards what they were.
+    Compiled are the blocks that a network repeats (`blocks_of`): one compilation serves all blocks of the same shapes,
+    where one of the whole network would compile each of them. What is compiled is kept on disk for the next run.
+
+    A step with images of zeros is tried at once, so that a missing compiler is known before training starts.
     """
-    buffers = copy.deepcopy(list(model.buffers()))
-    random_state = torch.get_rng_state(), _device_random(world).get_rng_state() if _device_random(world) else None
+    folder = _keep_between_runs()
+    started = time.perf_counter()
     try:
-        network = torch.compile(model, dynamic=False)  # refuses by itself on a Python that is too new for it
-        images = torch.zeros(*shape, device=world.device).contiguous(memory_format=world.memory_format)
-        with autocast():
-            outputs = network.train()(images)
-        sum(output.float().sum() for output in outputs).backward()
-        if world.size > 1:
-            # compiled again with the first step, in parts: gradients are exchanged while others are still computed
-            torch.compiler.reset()
-        note = "the network is compiled"
+        with _nothing_learnt(model, world):
+            twin = _twin(model)
+            _compile_blocks(twin)  # torch refuses by itself on a Python that is too new for it
+            with autocast():
+                outputs = twin(_images(world, shape))
+            sum(output.float().sum() for output in outputs).backward()
+        seconds = time.perf_counter() - started
+        return twin, f"the network is compiled, in {seconds:.0f} s; {folder} keeps the result for the next run"
     except Exception as error:  # of a compiler, of a backend, or of one that is not there
-        network, note = model, f"--compile failed; training goes on without it: {_reason(error)}"
-    model.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    torch.set_rng_state(random_state[0])
-    if random_state[1] is not None:
-        _device_random(world).set_rng_state(random_state[1])
-    return network, note
+        return network, f"--compile failed; training goes on without it: {_reason(error)}"
 
 
-def _device_random(world: World):
-    """The module with the device's own generator; None on the CPU."""
-    return None if world.device.type == "cpu" else getattr(torch, world.device.type)
+def recorded(
+    model: nn.Module, network: nn.Module, world: World, shape: Sequence[int], autocast: Autocast
+) -> tuple[nn.Module, str]:
+    """As `compiled`, but forward and backward pass of `network` become CUDA graphs.
+
+    A step of an eager network launches a thousand kernels and more, one by one, and a fast card waits for the host in
+    between; a graph is launched at once ("CUDA Graphs" in PyTorch's notes on CUDA semantics). The memory of a step
+    stays taken between the steps.
+    """
+    if world.size > 1:
+        return network, "--cuda_graph is for one device, and is left out: gradients are exchanged on the way back"
+    try:
+        with _nothing_learnt(model, world):
+            recording = _twin(model) if network is model else network
+            recording = cuda.record(recording, _images(world, shape), autocast)
+        return recording, "the network's kernels are recorded, and replayed in each step"
+    except Exception as error:  # of an operator that cannot be recorded, for example
+        return network, f"--cuda_graph failed; training goes on without it: {_reason(error)}"
+
+
+@contextlib.contextmanager
+def _nothing_learnt(model: nn.Module, world: World) -> Iterator[None]:
+    """Statistics and random numbers are afterwards what they were before, and there are no gradients."""
+    buffers = copy.deepcopy(list(model.buffers()))
+    generators = [torch] if world.device.type == "cpu" else [torch, getattr(torch, world.device.type)]
+    states = [generator.get_rng_state() for generator in generators]
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_rng_state(state)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A network with the very same tensors, for training."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).train()
+
+
+def _images(world: World, shape: Sequence[int]) -> Tensor:
+    return torch.zeros(*shape, device=world.device).contiguous(memory_format=world.memory_format)
+
+
+def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules that are worth compiling by themselves.
+
+    They are those of a class that occurs more than once, and those of layers alone: a residual block, a convolution
+    with its batch norm and activation, a level of a decoder.
+    """
+    uses = collections.Counter(type(module) for module in model.modules())
+
+    def is_block(module: nn.Module) -> bool:
+        layers = list(module.children())
+        if not layers or isinstance(module, nn.ModuleList):
+            return False
+        has_parts = any(True for layer in layers for _ in layer.children())
+        return not has_parts or (uses[type(module)] > 1 and type(module) is not nn.Sequential)
+
+    for child in model.children():
+        if is_block(child):
+            yield child
+        else:
+            yield from blocks_of(child)
+
+
+def _compile_blocks(network: nn.Module) -> None:
+    """Have the blocks compiled when they run for the first time."""
+    import torch._dynamo.config as config
+
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # the name until torch 2.6
+    setattr(config, name, max(FORMS, getattr(config, name)))
+    for block in list(blocks_of(network)):
+        block.compile(dynamic=False)
+
+
+def _keep_between_runs() -> Path:
+    """Where torch's compiler keeps its results: in the user's cache folder, unless the user has chosen one.
+
+    Its own choice is a folder for temporary files, which are gone with the next start of the machine.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torchinductor"
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")  # by itself from torch 2.8 on
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)))
 
 
 def _reason(error: Exception) -> str:

@@ -162,16 +162,18 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
     def whole() -> None:
         evaluate(model, val_set, val_set.metric(world), Evaluation(world, args.eval_batch_size, workers, context))
 
-    clock: dict[str, list[float]] = {"with decoding": [], "network alone": []}
+    def decoding_alone() -> None:
+        collections.deque(eval_batches(val_set, args.eval_batch_size, world, workers), maxlen=0)
+
+    actions = {"with decoding": whole, "decoding alone": decoding_alone, "network alone": network_alone}
+    clock: dict[str, list[float]] = {name: [] for name in actions}
     for repetition in range(-own.warmup, own.repetitions):
-        for name, action in (("with decoding", whole), ("network alone", network_alone)):
+        for name, action in actions.items():
             seconds = timed(action, world)
             if repetition >= 0:
                 clock[name].append(seconds)
-    figures = {
-        "with decoding": figure(clock["with decoding"], len(val_set)),
-        "network alone": figure(clock["network alone"], len(images)),
-    }
+    images_of = {"with decoding": len(val_set), "decoding alone": len(val_set), "network alone": len(images)}
+    figures = {name: figure(seconds, images_of[name]) for name, seconds in clock.items()}
     size = tuple(images.shape[-2:])
     _, operations = complexity(folder.module("model").build_model, folder.network_options(), size)
     result = {
@@ -179,7 +181,8 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
         "workers": workers,
         "data": f"{len(val_set)} pictures of {args.data_path}, the first of {picture_size(val_set.pairs[0][0])}",
         "clock": "with decoding: start of the workers, decoding, network, confusion matrix of all pictures; "
-        "network alone: one batch",
+        "decoding alone: the same without network and matrix; network alone: one batch",
+        "decoding_share": figures["decoding alone"]["median_ms"] / figures["with decoding"]["median_ms"],
         "gflops_per_image": operations / 1e9,
         "figures": figures,
     }
@@ -209,6 +212,8 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
         if repetition >= 0:
             clock["file to mask"].append(whole)
             clock["picture to mask"].append(without_decoding)
+    figures = {name: figure(seconds, 1) for name, seconds in clock.items()}
+    without, whole = (figures[name]["median_ms"] for name in ("picture to mask", "file to mask"))
     size = tuple(to_input(image).shape[-2:])
     _, operations = complexity(folder.module("model").build_model, folder.network_options(), size)
     return {
@@ -216,7 +221,8 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
         "data": f"{path}, of {picture_size(path)}",
         "clock": "decoding, normalisation, network, class ids of the picture's size on the host; no file is written",
         "gflops_per_image": operations / 1e9,
-        "figures": {name: figure(seconds, 1) for name, seconds in clock.items()},
+        "decoding_share": 1 - without / whole,
+        "figures": figures,
     }
 
 

@@ -25,6 +25,8 @@ from common.device.world import Modes, World, chosen_devices, device_name, setup
 from common.step.amp import effective_opt_level
 from common.tools.peak import peak_tflops
 
+PERCENTILES = (10, 90, 95, 99)
+
 
 class Folder(NamedTuple):
     """A model folder, and the values that its train.py would run with."""
@@ -84,13 +86,9 @@ def timed(action: Callable[[], object], world: World) -> float:
 
 def figure(seconds: list[float], images: int) -> dict:
     """Median and spread of repetitions of one thing, each of which deals with so many images."""
+    percentiles = {f"p{share}_ms": 1000 * float(np.percentile(seconds, share)) for share in PERCENTILES}
     median = statistics.median(seconds)
-    return {
-        "median_ms": 1000 * median,
-        "p10_ms": 1000 * float(np.percentile(seconds, 10)),
-        "p90_ms": 1000 * float(np.percentile(seconds, 90)),
-        "images_per_second": images / median,
-    }
+    return {"median_ms": 1000 * median, **percentiles, "images_per_second": images / median}
 
 
 def ratio(slower: list[float], faster: list[float]) -> dict:
@@ -170,10 +168,11 @@ def lines(result: dict) -> list[str]:
     shown["given"] = " ".join(f"--{name}={format_value(value)}" for name, value in shown["given"].items()) or "nothing"
     text = [f"{name.replace('_', ' '):<24}{_shown(value)}" for name, value in shown.items()]
     width = max(map(len, figures))
-    text += ["", f"{'':<{width}}{'median ms':>12}{'p10':>10}{'p90':>10}{'images/s':>12}"]
+    columns = "".join(f"{f'p{share}':>10}" for share in PERCENTILES)
+    text += ["", f"{'':<{width}}{'median ms':>12}{columns}{'images/s':>12}"]
     for name, row in figures.items():
-        times = f"{row['median_ms']:>12.1f}{row['p10_ms']:>10.1f}{row['p90_ms']:>10.1f}"
-        text.append(f"{name:<{width}}{times}{row['images_per_second']:>12.2f}")
+        times = "".join(f"{row[f'p{share}_ms']:>10.1f}" for share in PERCENTILES)
+        text.append(f"{name:<{width}}{row['median_ms']:>12.1f}{times}{row['images_per_second']:>12.2f}")
     text += [f"{name}: {row['median']:.2f} ({row['p10']:.2f} to {row['p90']:.2f})" for name, row in ratios.items()]
     return text
 
