@@ -18,6 +18,8 @@ WHOLE_RUN = "test_contract.py -k 'AttentionUNet and interrupted_run'"
 IMAGENET = "test_faults.py -k 'imagenet and {}'"
 
 ICNET = [
+    Fault("ICNet/model.py", "the pyramid leaves out the finest bins",
+          "BINS = (1, 2, 3, 6)", "BINS = (1, 2, 3)", "test_icnet.py -k pyramid"),
     Fault("ICNet/train.py", "the learning rate is never set",
           "set_lr(optimizer, lr_factor(step))", "lr_factor(step)", "test_recipes.py -k ICNet"),
     Fault("ICNet/train.py", "the two schedules are swapped",
@@ -128,6 +130,9 @@ BISENETV1 = [
 ]  # fmt: skip
 
 DYNAMICUNET = [
+    Fault("DynamicUNet/model.py", "channels of zeros are filled with something",
+          "(0, 0, 0, 0, 0, inputs, 0, outputs))", "(0, 0, 0, 0, 0, inputs, 0, outputs), value=1.0)",
+          "test_dynamicunet.py -k zeros"),
     Fault("DynamicUNet/train.py", "the learning rate is never set",
           "set_lr(optimizer, lr_factor(step))", "lr_factor(step)", "test_recipes.py -k DynamicUNet"),
     Fault("DynamicUNet/train.py", "--scale_lr is dropped",
@@ -167,6 +172,8 @@ DYNAMICUNET = [
 ]  # fmt: skip
 
 ATTENTIONUNET = [
+    Fault("AttentionUNet/model.py", "the running mean does not know the bias that was left out",
+          "layer.running_mean.data.add_(bias.data, alpha=layer.momentum)", "pass", "test_attentionunet.py -k bias"),
     Fault("AttentionUNet/train.py", "the learning rate is never set",
           "set_lr(optimizer, lr_factor(step))", "lr_factor(step)", "test_recipes.py -k AttentionUNet"),
     Fault("AttentionUNet/train.py", "Adam has its own betas",
@@ -311,6 +318,15 @@ STEP = [
           "self.scaler.step(self.optimizer)", "self.optimizer.step()", "test_common_amp.py"),
     Fault("common/step/amp.py", "O2 trains its masters alone",
           "torch._foreach_copy_(halves, masters)", "pass", "test_common_amp.py"),
+    Fault("common/step/compiling.py", "a recorded network has weights of its own",
+          "return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).train()",
+          "return copy.deepcopy(model).train()", "test_common_compiling.py"),
+    Fault("common/step/compiling.py", "trying a step leaves its statistics behind",
+          "            buffer.copy_(before)", "            pass", "test_common_compiling.py"),
+    Fault("common/device/cuda.py", "a graph replays with 16-bit weights of the first step",
+          "torch.set_autocast_cache_enabled(False)", "pass", "test_common_compiling.py"),
+    Fault("common/nets/resize.py", "autocast chooses the type of a gradient's products",
+          "with _exact_products(gradient.device.type):", "if True:", "test_common_resize.py"),
     Fault("common/step/amp.py", "--precision_mode must_keep_origin_dtype is dropped",
           'if wanted and precision_mode != "must_keep_origin_dtype" else', "if wanted else", "test_common_amp.py"),
     Fault("common/step/optimizer.py", "--fused_optimizer off is dropped",

@@ -1,6 +1,8 @@
 """common/step/compiling.py: a compiled network trains as the plain one, and one that cannot be compiled trains too."""
 
+import os
 import shutil
+import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -223,3 +225,27 @@ def test_what_cannot_be_recorded_trains_without(monkeypatch, graphs):
         "--cuda_graph failed; training goes on without it: RuntimeError: operation not permitted when stream is "
         "capturing"
     )
+
+
+# ---- what is kept
+
+
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_what_is_compiled_is_kept_in_the_users_cache(by_torch, monkeypatch, tmp_path):
+    """torch itself names a folder of temporary files as soon as a part of its compiler is imported."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if by_torch:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_somebody")
+    monkeypatch.setattr(nn.Module, "compile", lambda block, **_: None)
+    model = Network()
+    _, note = compiled(model, model, WORLD, SHAPE, nullcontext)
+    assert f"{tmp_path}/torchinductor keeps the result" in note
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{tmp_path}/torchinductor"
+
+
+def test_a_cache_that_the_user_has_chosen_is_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+    monkeypatch.setattr(nn.Module, "compile", lambda block, **_: None)
+    model = Network()
+    assert f"{tmp_path}/mine keeps" in compiled(model, model, WORLD, SHAPE, nullcontext)[1]

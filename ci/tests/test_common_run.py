@@ -407,3 +407,8 @@ def test_the_device_is_asked_before_any_data_whatever_the_run_does(flags, tmp_pa
     with pytest.raises(InputError, match="the device does not support that"):
         Run(arguments(tmp_path / "run", **flags), small_folder)
     assert not (tmp_path / "run").exists()
+
+
+def test_cuda_graphs_are_for_cuda(tmp_path):
+    with pytest.raises(InputError, match="--cuda_graph: the device is cpu, and only CUDA has such graphs"):
+        Run(arguments(tmp_path / "run", cuda_graph=1), small_folder)

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import copy
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -57,7 +58,7 @@ def recorded(
 
     A step of an eager network launches a thousand kernels and more, one by one, and a fast card waits for the host in
     between; a graph is launched at once ("CUDA Graphs" in PyTorch's notes on CUDA semantics). The memory of a step
-    stays taken between the steps.
+    stays taken between the steps. Under autocast the gradients of a weight that is used twice are added in float32.
     """
     if world.size > 1:
         return network, "--cuda_graph is for one device, and is left out: gradients are exchanged on the way back"
@@ -132,12 +133,16 @@ def _compile_blocks(network: nn.Module) -> None:
 def _keep_between_runs() -> Path:
     """Where torch's compiler keeps its results: in the user's cache folder, unless the user has chosen one.
 
-    Its own choice is a folder for temporary files, which are gone with the next start of the machine.
+    Its own choice is a folder for temporary files, which are gone with the next start of the machine; torch sets the
+    variable to it as soon as a part of the compiler is imported.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torchinductor"
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")  # by itself from torch 2.8 on
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)))
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    if not chosen or chosen.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_")):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torchinductor"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
 
 def _reason(error: Exception) -> str:

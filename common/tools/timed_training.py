@@ -80,10 +80,12 @@ class _TrainingClock:
         self.memory_gib: dict[str, float] = {}
         self.held: dict[str, Held] = {}
         self.data_wait_share = 0.0
+        self.recorded = False  # with --cuda_graph
 
     def feed(self, dataset, todo: StepRange, world: World, workers: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Takes the place of `common.data.loading.batches`. One repetition is `block` steps."""
         self.world, self.images, self.workers = world, todo.device_batch_size, workers
+        self.recorded = self.folder.args.cuda_graph
         steps, own = itertools.count(), self.own
         if own.loader:
             source = batches(dataset, todo, world, workers)
@@ -155,7 +157,10 @@ class _TrainingClock:
             return
         backend = getattr(torch, self.world.device.type)
         if ends:
-            self.memory_gib[name] = (backend.max_memory_allocated(self.world.device) - before) / 2**30
+            # what a recorded step works in is allocated while it is recorded, and reserved from then on
+            is_recorded = name == "ours" and self.recorded
+            most = backend.max_memory_reserved if is_recorded else backend.max_memory_allocated
+            self.memory_gib[name] = (most(self.world.device) - before) / 2**30
         else:
             backend.reset_peak_memory_stats(self.world.device)
 
