@@ -313,7 +313,7 @@ def test_every_folder_trains_and_scores_on_the_same_items_with_a_cache(name, tmp
             for key in product(range(2), range(2)) if one is plain.train else range(len(one)):
                 assert all(torch.equal(a, b) for a, b in zip(one[key], other[key], strict=True))
     monkeypatch.setattr(Image, "open", None)  # from now on nothing can be decoded
-    monkeypatch.setattr("common.data.decode._decode_png", None)
+    monkeypatch.setattr("common.data.decode.decode_plain_png", None)
     for dataset in reading.used:
         for pair in dataset.pairs:
             dataset.read(pair)

@@ -11,7 +11,7 @@ from common.record.checkpoint import FORMAT
 from common.scores.predict import colour, find_images, overlay, panel, parse_predict_args, predict
 
 PALETTE = [(10, 20, 30), (40, 50, 60), (255, 0, 1)]
-INFO = DatasetInfo(("red", "green", "blue"), PALETTE, check_pairs=None)
+INFO = DatasetInfo(("red", "green", "blue"), PALETTE)
 RED, GREEN, BLUE = (200, 10, 10), (10, 200, 10), (10, 10, 200)
 
 
