@@ -128,6 +128,14 @@ def test_other_files_are_passed_over(isic):
     assert len(find_pairs(root, "train")) == 2
 
 
+def test_superpixels_are_no_pictures(isic):
+    """ISIC 2016 and 2017 have them beside the pictures."""
+    root = isic()
+    Image.new("RGB", (8, 8)).save(root / "train" / "ISIC_0000000_superpixels.png")
+    assert [pair.image.name for pair in find_pairs(root, "train")] == ["ISIC_0000000.jpg", "ISIC_0000001.jpg"]
+    assert len(match(root / "train", root / "train_GT")) == 2  # what dataset.py splits
+
+
 @pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png"])
 def test_pictures_are_known_by_their_suffix(isic, suffix):
     root = isic()

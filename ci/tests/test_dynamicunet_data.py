@@ -154,6 +154,46 @@ def test_lists_may_be_in_any_order_and_have_blank_lines(devkit):
     assert find_pairs(root, "train") == expected
 
 
+def test_a_line_is_a_name_whatever_program_has_written_the_list(devkit):
+    root = devkit(train=2)
+    voc = root / "VOC2012"
+    for part, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png")):
+        (voc / part / f"2007_000001{suffix}").rename(voc / part / f"street view 1{suffix}")
+    path = voc / "ImageSets" / "Segmentation" / "train.txt"
+    for content in (b"\xef\xbb\xbf2007_000000\r\nstreet view 1\r\n", b"2007_000000.jpg\nstreet view 1.JPG\n"):
+        path.write_bytes(content)
+        assert [pair.image.stem for pair in find_pairs(root, "train")] == ["2007_000000", "street view 1"]
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png"])
+def test_pictures_may_have_any_suffix_that_pictures_have(devkit, suffix):
+    root = devkit(train=2)
+    path = root / "VOC2012" / "JPEGImages" / "2007_000001.jpg"
+    path.rename(path.with_suffix(suffix))
+    assert find_pairs(root, "train")[1].image == path.with_suffix(suffix)
+    path.touch()
+    assert find_pairs(root, "train")[1].image == path, "that of the download comes first"
+
+
+def test_a_list_that_excludes_by_names_with_suffix_excludes_too(augmented):
+    """Else pictures that are validated on would be trained on."""
+    (augmented / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt").write_text("c.jpg\nd.jpg\n")
+    assert [pair.image.stem for pair in find_pairs(augmented, "train", "pascal_aug")] == list("abefg")
+
+
+@pytest.mark.parametrize(
+    ("listed", "there"),
+    [("2007_000001 1", "2007_000001.jpg"), ("2007-000001", "2007_000001.jpg"), ("2007_00000", "2007_000000.jpg")],
+)
+def test_a_name_without_a_file_is_told_with_its_line_and_its_near_twin(devkit, listed, there):
+    root = devkit(train=2)
+    path = root / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
+    path.write_text(f"2007_000000\n\n{listed}\n")
+    message = rf"1 of 2 listed images .*: {listed}\.jpg \(train\.txt, line 3; there is {there}\); unpack"
+    with pytest.raises(InputError, match=message):
+        find_pairs(root, "train")
+
+
 def test_pascal_aug_is_voc_and_sbd_without_the_validation_pictures(augmented):
     voc, sbd = augmented / "VOC2012", augmented / "VOCaug" / "dataset"
     train_set, val_set, _ = datasets(augmented, base_size=8, crop_size=(8, 8), dataset="pascal_aug")
