@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from common.data.decode import IMAGE_SUFFIXES
 from common.data.labels import MaskFiles
 from common.data.pairs import PairReader
 from common.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the archives also hold texts about licences
 MASK_ENDING = "_segmentation"  # of a mask's name, before .png
 SUPERPIXELS_ENDING = "_superpixels"  # of a name: beside each picture, ISIC 2016 and 2017 have one of patches
 CLASS_NAMES = ("background", "lesion")
@@ -46,7 +46,7 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
 
 
 def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
-    """NAME.jpg (or .jpeg, .png) of one folder with NAME_segmentation.png of the other, sorted by name.
+    """NAME.jpg (or another kind of picture) of one folder with NAME_segmentation.png of the other, sorted by name.
 
     Other files, superpixels among them, are passed over. Raises InputError for a folder that is missing or holds no
     such file, and for pictures without a mask and masks without a picture, with their number and the first names.
@@ -72,7 +72,7 @@ def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is one of the data set's pictures, by its name."""
+    """Whether a file is one of the data set's pictures, by its name; the archives also hold texts about licences."""
     hidden = path.name.startswith(".")
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.stem.endswith(SUPERPIXELS_ENDING)
 

@@ -136,7 +136,7 @@ def test_superpixels_are_no_pictures(isic):
     assert len(match(root / "train", root / "train_GT")) == 2  # what dataset.py splits
 
 
-@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png"])
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png", ".tif"])
 def test_pictures_are_known_by_their_suffix(isic, suffix):
     root = isic()
     path = root / "train" / "ISIC_0000001.jpg"
@@ -171,7 +171,7 @@ def test_folders_that_do_not_fit_are_refused(isic, tmp_path):
     with pytest.raises(InputError, match=r"no folder .*valid_GT; it must hold the masks"):
         find_pairs(root, "valid")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no picture \(\.jpg, \.jpeg, \.png\) in .*empty"):
+    with pytest.raises(InputError, match=r"no picture \(\.png, \.jpg, .*\) in .*empty"):
         match(tmp_path / "empty", root / "train_GT")
     Image.new("RGB", (4, 4)).save(root / "train" / "ISIC_0000000.png")
     with pytest.raises(InputError, match=r"ISIC_0000000.jpg and ISIC_0000000.png have the same name"):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ci.tests.folders import parsed
+from common.data import cityscapes_sets
 from common.data.cityscapes import (
     CLASS_NAMES,
     KNOWN_LABEL_IDS,
@@ -363,11 +365,31 @@ def test_pictures_are_decoded_where_that_is_asked_for(tiny_cityscapes):
         check_pairs(pairs, decode_images=True)
 
 
-def test_pictures_that_lack_the_ending_are_counted(tmp_path):
+def test_pictures_that_lack_the_ending_or_the_city_are_counted(tmp_path):
     touch(tmp_path, "aachen/a", "aachen/._b")
     folder = tmp_path / "leftImg8bit" / "train"
     assert left_out(tmp_path, "train") == ""
-    for name in ("c.png", "d_leftImg8bit.jpg", "notes.txt", "._e.png"):
-        (folder / "aachen" / name).touch()
-    expected = "do not end in _leftImg8bit.png and are left out: aachen/c.png, aachen/d_leftImg8bit.jpg"
-    assert left_out(tmp_path, "train") == f"2 pictures in {folder} {expected}"
+    for name in ("aachen/c.png", "aachen/d_leftImg8bit.jpg", "aachen/notes.txt", "aachen/._e.png", "f_leftImg8bit.png"):
+        (folder / name).touch()
+    names = "aachen/c.png, aachen/d_leftImg8bit.jpg, f_leftImg8bit.png"
+    expected = f"3 pictures in {folder} are left out, being no <city>/*_leftImg8bit.png: {names}"
+    assert left_out(tmp_path, "train") == expected
+
+
+def test_a_city_may_be_a_link(tmp_path):
+    touch(tmp_path / "elsewhere", "aachen/a")
+    touch(tmp_path / "data", "ulm/b")
+    for part in ("leftImg8bit", "gtFine"):
+        target = tmp_path / "elsewhere" / part / "train" / "aachen"
+        (tmp_path / "data" / part / "train" / "aachen").symlink_to(target)
+    assert [pair.image.parent.name for pair in find_pairs(tmp_path / "data", "train")] == ["aachen", "ulm"]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_is_left_out_reaches_the_data_sets(tiny_cityscapes, split):
+    root = tiny_cityscapes()
+    (root / "leftImg8bit" / split / "aachen" / "more.png").touch()
+    args = parsed("ICNet", preset="tiny", data_path=root)
+    notes = {"train": cityscapes_sets.blurred_datasets(args).train.note}
+    notes["val"] = cityscapes_sets.blurred_datasets(args).val.note
+    assert "aachen/more.png" in notes.pop(split) and set(notes.values()) == {""}

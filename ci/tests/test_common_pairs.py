@@ -103,6 +103,15 @@ def test_pictures_that_are_shrunk_as_they_are_decoded_are_turned_with_their_labe
     assert ((image[..., 0] > 127) == (label > 127)).mean() > 0.95
 
 
+def test_a_label_must_fit_a_picture_that_is_shrunk_too(tmp_path):
+    from AttentionUNet.isic import read_pair as read_lesion
+
+    Image.new("RGB", (640, 320)).save(tmp_path / "a.jpg")
+    Image.new("L", (160, 80)).save(tmp_path / "a.png")  # as the picture is after it was shrunk
+    with pytest.raises(InputError, match="is 640x320 and its label .* is 160x80 pixels"):
+        read_lesion._replace(width=80)((tmp_path / "a.jpg", tmp_path / "a.png"))
+
+
 def test_a_data_set_says_what_it_leaves_out_and_checks_what_a_cache_would_give(pairs, tmp_path, capsys):
     info = DatasetInfo(("a",), ((0, 0, 0),))
     for read in (read_pair, CachedReader(tmp_path, read_pair, "c")):

@@ -117,16 +117,16 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
 
 
 def left_out(root: str | Path, split: str) -> str:
-    """Which pictures of the city folders are none of the split, in a line for people; '' where there are none."""
+    """Which pictures in the folder are none of the split, in a line for people; '' where there are none."""
     folder = Path(root) / "leftImg8bit" / split
     others = sorted(
         str(path.relative_to(folder))
-        for path in folder.glob("[!.]*/[!.]*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(IMAGE_SUFFIX)
+        for path in (*folder.glob("[!.]*"), *folder.glob("[!.]*/[!.]*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and not (path.name.endswith(IMAGE_SUFFIX) and path.parent != folder)
     )
     if not others:
         return ""
-    return f"{len(others)} pictures in {folder} do not end in {IMAGE_SUFFIX} and are left out: {_first(others)}"
+    return f"{len(others)} pictures in {folder} are left out, being no <city>/*{IMAGE_SUFFIX}: {_first(others)}"
 
 
 def label_table(path: Path) -> LabelTable:

@@ -224,20 +224,20 @@ def orientation(image: Image.Image, path, exif: str | None) -> int:
 def picture_size(path, exif: str | None = None) -> tuple[int, int]:
     """(height, width) as `read_image` gives it, by the file's header.
 
-    Raises InputError, naming the file, where there is no header, and for a picture that is to be turned.
+    Raises InputError, naming the file, where there is no header, and for what is refused by it: several pages, or a
+    picture that is to be turned.
     """
     with decoding(path, "image"), retried(lambda: Image.open(path), path, "image") as image:
+        check_single(image)
         turn = orientation(image, path, exif)
         height, width = image.height, image.width
         return (width, height) if turn >= 5 and image.format != "TIFF" else (height, width)
 
 
 def check_header(path, exif: str | None = None) -> tuple[int, int]:
-    """`picture_size` of a picture that has its end mark and one page: all that can be known without decoding it."""
+    """`picture_size` of a picture that has its end mark: all that can be known without decoding it."""
     with decoding(path, "image"):
         check_end(path, "image")
-        with retried(lambda: Image.open(path), path, "image") as image:
-            check_single(image)
     return picture_size(path, exif)
 
 
