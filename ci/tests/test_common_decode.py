@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import struct
 import sys
 import zlib
@@ -6,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from common.data import decode
 from common.data.decode import check_header, check_sizes, open_image, picture_size, read_image
@@ -292,6 +293,26 @@ def test_what_is_no_picture_that_can_be_read_is_not_called_damaged(tmp_path, sta
         InputError, match=r"a\.heic .it is no kind of picture that can be read here.; convert it to PNG"
     ):
         read_image(tmp_path / "a.heic")
+
+
+WITH_AVIF = ["AVIF"] if features.check("avif") else []  # Pillow has it since 11.3
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "GIF", "BMP", "JPEG", "PNG", *WITH_AVIF])
+def test_whatever_is_wrong_with_a_file_is_told_in_one_line_with_its_name(tmp_path, kind):
+    """Pillow raises errors of a dozen kinds: each byte of a small file is wrong once."""
+    file, path = io.BytesIO(), tmp_path / "a"
+    Image.new("RGB", (3, 2)).save(file, kind)
+    whole, refused = file.getvalue(), 0
+    for place in range(min(len(whole), 120)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        for read in (read_image, check_header):
+            try:
+                read(path)
+            except InputError as error:
+                refused += 1
+                assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 10
 
 
 def test_a_damaged_header_is_called_that(tmp_path):

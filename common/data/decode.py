@@ -206,7 +206,7 @@ def orientation(image: Image.Image, path, exif: str | None) -> int:
         # Pillow decodes a whole PNG to look for EXIF behind the pixels; there it is known once the file is decoded
         exif_of = Image.Image.getexif if image.format == "PNG" else type(image).getexif
         found = exif_of(image).get(ORIENTATION, 1)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # damaged, as programs leave it behind
+    except (SyntaxError, ValueError, TypeError, LookupError, struct.error):  # damaged, as programs leave it behind
         return 1
     if found == 1 or found not in range(1, 9):
         return 1
