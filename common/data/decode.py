@@ -33,7 +33,8 @@ SHOWN_BY = {  # orientation -> how the picture in the file is turned to be shown
     2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
     7: TURN.TRANSVERSE, 8: TURN.ROTATE_90,
 }  # fmt: skip
-SUBFILE_TYPE, REDUCED_OR_MASK = 0x00FE, 0b101  # of a page in a TIFF: a small copy, or a mask
+BITS_PER_SAMPLE = 258  # a tag of TIFF, as the next
+SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # of a page: a small copy, or a mask
 FULL_16_BITS = 1 << 14  # a 16-bit picture that stays below is one of 8 to 14 bits in a file of 16
 
 Decode = Callable[[bytes, int], np.ndarray]  # bytes of a PNG file, its colour type -> [H, W, 3] RGB or [H, W] uint8
@@ -147,7 +148,7 @@ def _with_pillow(data: bytes, png: Png | None, path, reduced_to, exif: str | Non
             raise Unfit("it holds floating-point numbers and not 8-bit colours", "convert it to 8 bits")
         if reduced_to and image.format == "JPEG":
             image.draft("RGB", reduced_to[::-1] if turn < 5 else reduced_to)
-        bits = png.bits if png else _bits_in_file(image)
+        bits = png.bits if png else tiff_tag(image, BITS_PER_SAMPLE, 8)
         if image.mode == "I" or image.mode.startswith("I;16"):  # convert() would cut off at 255: a white picture
             image = _of_whole_numbers(np.asarray(image))
         image.load()
@@ -157,9 +158,10 @@ def _with_pillow(data: bytes, png: Png | None, path, reduced_to, exif: str | Non
         return picture if turn == 1 or turned_already else picture.transpose(SHOWN_BY[turn])
 
 
-def _bits_in_file(image: Image.Image) -> int:
-    bits = image.tag_v2.get(258, 8) if image.format == "TIFF" else 8
-    return bits[0] if isinstance(bits, tuple) else bits
+def tiff_tag(image: Image.Image, number: int, default: int) -> int:
+    """A tag of a TIFF, of its first channel; the default for other files."""
+    value = image.tag_v2.get(number, default) if image.format == "TIFF" else default
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _of_whole_numbers(values: np.ndarray) -> Image.Image:
@@ -190,7 +192,7 @@ def check_single(image: Image.Image) -> None:
         kinds = []
         for page in range(count):
             image.seek(page)
-            kinds.append(image.tag_v2.get(SUBFILE_TYPE, 0))
+            kinds.append(tiff_tag(image, SUBFILE_TYPE, 0))
         image.seek(0)
         count = sum(not kind & REDUCED_OR_MASK for kind in kinds)
     if count > 1:

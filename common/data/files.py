@@ -39,7 +39,6 @@ class Png(NamedTuple):
     height: int
     bits: int  # of a sample
     color_type: int
-    palette: bytes  # red, green, blue of index 0, 1, ...
     is_plain: bool  # one picture, with nothing that may say how it is to be turned
 
 
@@ -123,17 +122,15 @@ def check_end(path, what: str) -> None:
 
 
 def _check_png(data: bytes) -> Png:
-    header, palette, is_plain = None, b"", True
+    header, is_plain = None, True
     for kind, content in _chunks(data):
         if kind == b"IHDR" and header is None and len(content) == 13:
             header = struct.unpack(">IIBB", content[:10])
-        elif kind == b"PLTE":
-            palette = bytes(content)
         elif kind in (b"eXIf", b"acTL") or (kind in (b"tEXt", b"zTXt", b"iTXt") and _is_metadata(bytes(content[:32]))):
             is_plain = False
     if header is None:
         raise Unfit("it is damaged: a PNG without a header")
-    return Png(*header, palette, is_plain)
+    return Png(*header, is_plain)
 
 
 def _is_metadata(text: bytes) -> bool:

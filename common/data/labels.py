@@ -15,18 +15,20 @@ from PIL import Image
 
 from common import IGNORE_INDEX
 from common.data.decode import (
+    BITS_PER_SAMPLE,
     GREY,
     SHOWN_BY,
     check_single,
     decode_plain_png,
     decoding,
     orientation,
+    tiff_tag,
 )
 from common.data.files import Png, Unfit, check_whole, read_file
 from common.errors import InputError
 
 LOSSLESS = ("PNG", "BMP", "GIF", "TIFF")  # kinds that keep each value, as Pillow calls them
-COMPRESSION, PHOTOMETRIC, BITS_PER_SAMPLE = 259, 262, 258  # tags of TIFF
+COMPRESSION, PHOTOMETRIC = 259, 262  # tags of TIFF
 LOSSY_COMPRESSIONS = (6, 7, 34892, 34934)  # JPEG in its variants
 BLACK_IS_ZERO = 1
 THRESHOLD = 127  # a mask is 0 and 255; above this it is foreground
@@ -208,7 +210,7 @@ def _read_stored(path: Path, exif: str | None) -> _Stored:
 
 def _stored(data: bytes, png: Png | None, path: Path, exif: str | None) -> _Stored:
     with Image.open(io.BytesIO(data)) as image:
-        if image.format not in LOSSLESS or _tag(image, COMPRESSION) in LOSSY_COMPRESSIONS:
+        if image.format not in LOSSLESS or tiff_tag(image, COMPRESSION, 1) in LOSSY_COMPRESSIONS:
             raise Unfit(
                 f"it is a {image.format} file, whatever its name: compression with loss makes up values",
                 "give label files that keep each value, PNG for one",
@@ -216,8 +218,12 @@ def _stored(data: bytes, png: Png | None, path: Path, exif: str | None) -> _Stor
         check_single(image)
         image.load()
         turn = orientation(image, path, exif)
-        bits = png.bits if png else _tag(image, BITS_PER_SAMPLE, 8)
-        if not png and image.mode == "L" and (bits != 8 or _tag(image, PHOTOMETRIC, BLACK_IS_ZERO) != BLACK_IS_ZERO):
+        bits = png.bits if png else tiff_tag(image, BITS_PER_SAMPLE, 8)
+        if (
+            not png
+            and image.mode == "L"
+            and (bits != 8 or tiff_tag(image, PHOTOMETRIC, BLACK_IS_ZERO) != BLACK_IS_ZERO)
+        ):
             raise Unfit("its grey is of few bits or inverted", "save it as PNG of 8 bits")
         palette = _palette(image)
         turned = image if turn == 1 or image.format == "TIFF" else image.transpose(SHOWN_BY[turn])
@@ -225,12 +231,6 @@ def _stored(data: bytes, png: Png | None, path: Path, exif: str | None) -> _Stor
         if image.mode == "L" and bits < 8:
             values //= 255 // ((1 << bits) - 1)  # Pillow has stretched them over 0 to 255
         return _Stored(values, image.mode, palette, bits, turned)
-
-
-def _tag(image: Image.Image, number: int, default: int = 0) -> int:
-    """A tag of a TIFF, of its first channel; the default for other files."""
-    value = image.tag_v2.get(number, default) if image.format == "TIFF" else default
-    return value[0] if isinstance(value, tuple) else value
 
 
 def _palette(image: Image.Image) -> tuple[Colour, ...]:
