@@ -167,7 +167,7 @@ def _read_list(path: Path) -> dict[str, str]:
             names.setdefault(name, f"{path.name}, line {number}")
     if not names:
         raise InputError(f"{path} is empty; it should name a picture in each line, such as 2007_000032")
-    paths = sorted(name for name in names if "/" in name)
+    paths = [line.strip() for line in lines if "/" in line]
     if paths:
         raise InputError(f"{path} holds paths ({_first(paths)}); it should name pictures alone, such as 2007_000032")
     return names

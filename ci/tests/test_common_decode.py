@@ -317,8 +317,24 @@ def test_whatever_is_wrong_with_a_file_is_told_in_one_line_with_its_name(tmp_pat
 
 def test_a_damaged_header_is_called_that(tmp_path):
     (tmp_path / "a.bmp").write_bytes(b"BM" + bytes(3) + b"x" * 99)
-    with pytest.raises(InputError, match=r"a\.bmp .*; unpack or download it again"):
+    with pytest.raises(InputError, match=r"a\.bmp .its header is damaged.; unpack or download it again"):
         read_image(tmp_path / "a.bmp")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "it is empty"), (bytes(99), "nothing but zeros"), (b"\xff\xd8\xff\xe0", "cut off")]
+)
+def test_the_size_of_what_is_left_of_a_picture_is_refused_with_the_reason(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=reason):
+        picture_size(tmp_path / "a.jpg")
+
+
+def test_a_picture_that_is_missing_or_a_folder_is_called_that(tmp_path):
+    with pytest.raises(InputError, match=r"the image .*/a .No such file or directory."):
+        picture_size(tmp_path / "a")
+    with pytest.raises(InputError, match=r"the image .*/\w+ .Is a directory."):
+        picture_size(tmp_path)
 
 
 def test_a_transparent_colour_changes_nothing(tmp_path):

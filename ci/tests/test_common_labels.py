@@ -111,7 +111,7 @@ def test_colours_of_which_some_are_published_are_refused(tmp_path):
 
 def test_two_indices_of_one_published_colour_are_two_things(tmp_path):
     path = palette_png(tmp_path / "a.png", np.array([[0, 1, 2]], np.uint8), [COLOURS[0], COLOURS[15], COLOURS[0]])
-    assert "says something else than its indices" in refusal(VOC.read, path)
+    assert "fits neither its indices nor the published colours" in refusal(VOC.read, path)
 
 
 def test_grey_ids_in_a_palette_are_not_taken_for_its_indices(tmp_path):
@@ -181,7 +181,7 @@ def test_labels_of_other_kinds_that_keep_values_are_read(tmp_path, kind):
 def test_of_a_gif_the_palette_is_looked_at_too(tmp_path):
     """Its writers keep the levels that occur, as the first ones of a palette."""
     Image.fromarray(IDS).save(tmp_path / "a.png", "GIF")
-    assert "says something else than its indices" in refusal(VOC.read, tmp_path / "a.png")
+    assert "fits neither its indices nor the published colours" in refusal(VOC.read, tmp_path / "a.png")
     palette_png(tmp_path / "b.png", IDS, [*COLOURS[:255], (224, 224, 192)])
     Image.open(tmp_path / "b.png").save(tmp_path / "c.png", "GIF")
     assert np.array_equal(read_label(tmp_path / "c.png", VOC), IDS)

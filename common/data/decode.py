@@ -102,13 +102,19 @@ def decoding(path, what: str) -> Iterator[None]:
 
 
 def _in_words(error: Exception, path) -> Unfit:
+    """What is wrong with a file, as one who owns it would say it rather than the decoder that has given up."""
     if isinstance(error, Unfit):
         return error
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * Image.MAX_IMAGE_PIXELS
         return Unfit(f"it has more than {limit:,} pixels, the most that is decoded", "cut it into parts, or shrink it")
+    data = read_file(path, "image")
+    try:
+        check_whole(data)
+    except Unfit as found:
+        return found
     if isinstance(error, UnidentifiedImageError):
-        if read_file(path, "image").startswith(KNOWN_STARTS):
+        if data.startswith(KNOWN_STARTS):
             return Unfit("its header is damaged")
         return Unfit("it is no kind of picture that can be read here", "convert it to PNG or JPEG")
     return Unfit(" ".join(str(error).split()))

@@ -135,8 +135,8 @@ class LabelTable(NamedTuple):
             return {}, _indices_taken(path)
         index = next((index for index in used if index not in published), used[0])
         raise InputError(
-            f"the palette of {path} says something else than its indices, and not all of it: index {index} has the "
-            f"colour {shown[index]}; give the original label files, or 8-bit grey files of ids"
+            f"the palette of {path} fits neither its indices nor the published colours: index {index} has the colour "
+            f"{shown[index]}; give the original label files, or 8-bit grey files of ids"
         )
 
 
