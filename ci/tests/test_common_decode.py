@@ -316,9 +316,9 @@ def test_whatever_is_wrong_with_a_file_is_told_in_one_line_with_its_name(tmp_pat
 
 
 def test_a_damaged_header_is_called_that(tmp_path):
-    (tmp_path / "a.bmp").write_bytes(b"BM" + bytes(3) + b"x" * 99)
-    with pytest.raises(InputError, match=r"a\.bmp .its header is damaged.; unpack or download it again"):
-        read_image(tmp_path / "a.bmp")
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + b"x" * 99)
+    with pytest.raises(InputError, match=r"a\.webp .its header is damaged.; unpack or download it again"):
+        read_image(tmp_path / "a.webp")
 
 
 @pytest.mark.parametrize(
