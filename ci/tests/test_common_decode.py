@@ -272,8 +272,10 @@ def test_several_pages_and_animations_are_refused(tmp_path, kind):
 
 def test_the_small_copies_in_a_tiff_are_no_pages(tmp_path):
     page, small = Image.new("RGB", (8, 8), (200, 0, 0)), Image.new("RGB", (4, 4))
-    small.encoderinfo = {"tiffinfo": {254: 1}}
-    page.save(tmp_path / "a.tif", save_all=True, append_images=[small])
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[small], tiffinfo={254: 1})
+    tag, data = struct.pack("<HHI", 254, 4, 1), (tmp_path / "a.tif").read_bytes()
+    assert data.count(tag + struct.pack("<I", 1)) == 2
+    (tmp_path / "a.tif").write_bytes(data.replace(tag + struct.pack("<I", 1), tag + struct.pack("<I", 0), 1))
     assert read_image(tmp_path / "a.tif").tolist() == [[[200, 0, 0]] * 8] * 8
 
 

@@ -33,7 +33,7 @@ SHOWN_BY = {  # orientation -> how the picture in the file is turned to be shown
     2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
     7: TURN.TRANSVERSE, 8: TURN.ROTATE_90,
 }  # fmt: skip
-BITS_PER_SAMPLE = 258  # a tag of TIFF, as the next
+WIDTH, LENGTH, BITS_PER_SAMPLE = 256, 257, 258  # tags of TIFF, as the next
 SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # of a page: a small copy, or a mask
 FULL_16_BITS = 1 << 14  # a 16-bit picture that stays below is one of 8 to 14 bits in a file of 16
 
@@ -238,8 +238,9 @@ def picture_size(path, exif: str | None = None) -> tuple[int, int]:
     with decoding(path, "image"), retried(lambda: Image.open(path), path, "image") as image:
         check_single(image)
         turn = orientation(image, path, exif)
-        height, width = image.height, image.width
-        return (width, height) if turn >= 5 and image.format != "TIFF" else (height, width)
+        # of a TIFF that is to be turned, newer versions of Pillow give the size that it is shown at
+        height, width = tiff_tag(image, LENGTH, image.height), tiff_tag(image, WIDTH, image.width)
+        return (width, height) if turn >= 5 else (height, width)
 
 
 def check_header(path, exif: str | None = None) -> tuple[int, int]:
