@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Sized
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from AttentionUNet.isic import CLASS_NAMES, PALETTE, THRESHOLD, Pair, check_pairs, find_pairs, has_split, read_mask
+from AttentionUNet.isic import CLASS_NAMES, PALETTE, find_pairs, has_split, read_pair
 from AttentionUNet.metrics import LesionScores
 from AttentionUNet.presets import LAYOUT
 from common import IGNORE_INDEX
-from common.data.cache import cached
+from common.data.cache import CachedReader, cached
 from common.data.colours import Distortion, distort_colours, normalize
-from common.data.decode import check_sizes, picture_size, read_image
+from common.data.labels import THRESHOLD
 from common.data.order import sample_rng
-from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Reader, Source
+from common.data.pairs import PairReader
+from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
 from common.data.transforms import Crop, cut_label, resize_image
 from common.device.world import World
 from common.samples.layout import data_root
@@ -43,7 +43,7 @@ def lesion_scores(info: DatasetInfo, dataset: Sized, world: World) -> LesionScor
     return LesionScores(len(dataset), world)
 
 
-INFO = DatasetInfo(CLASS_NAMES, PALETTE, check_pairs, 1, MEAN, STD, lesion_scores)
+INFO = DatasetInfo(CLASS_NAMES, PALETTE, 1, MEAN, STD, lesion_scores)
 
 
 def build_datasets(args: Namespace) -> Datasets:
@@ -52,47 +52,29 @@ def build_datasets(args: Namespace) -> Datasets:
     With --evaluate there is one data set: --eval_split. The folder may be the embedded sample, drawn if need be.
     Raises InputError for a folder that does not fit.
     """
-    root = data_root(args.data_path, LAYOUT)
+    root, read = data_root(args.data_path, LAYOUT), read_pair._replace(exif=args.exif)
 
     def scored(split: str) -> EvalSet:
-        return EvalSet(Source(find_pairs(root, split), cached(args.cache, read_pair, LAYOUT), INFO), args.image_size)
+        return EvalSet(Source(find_pairs(root, split), cached(args.cache, read, LAYOUT), INFO), args.image_size)
 
     if args.evaluate:
         return Datasets(None, scored(args.eval_split))
-    source = Source(find_pairs(root, "train"), training_reader(args.cache, args.image_size), INFO)
+    source = Source(find_pairs(root, "train"), training_reader(args.cache, args.image_size, args.exif), INFO)
     train_set = TrainSet(source, args.image_size, args.seed, args.augmentation_prob, args.mask_resize)
     if not args.validate:
         return Datasets(train_set, None)
     return Datasets(train_set, scored("valid"), scored("test") if has_split(root, "test") else None)
 
 
-def training_reader(cache: str, image_size: int) -> Reader:
+def training_reader(cache: str, image_size: int, exif: str | None = None) -> PairReader | CachedReader:
     """Reads pairs of twice the working width or more: what is larger would be shrunk to that width all the same."""
     width = 2 * WORKING_WIDTHS[1] * image_size // ORIGINAL_SIZE
-    return cached(cache, partial(read_reduced_pair, width=width), f"{LAYOUT}, {width} pixels wide")
+    return cached(cache, read_pair._replace(exif=exif, width=width), f"{LAYOUT}, {width} pixels wide")
 
 
 def validation_images(data_path: str | Path) -> list[Path]:
     """The pictures of the split valid."""
     return [pair.image for pair in find_pairs(data_root(data_path, LAYOUT), "valid")]
-
-
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """A picture [H, W, 3] in RGB and its mask [H, W] of 0 to 255, both uint8. Raises InputError, naming the file."""
-    image, mask = read_image(pair.image), read_mask(pair.mask)
-    check_sizes(*pair, image.shape[:2], mask.shape)
-    return image, mask
-
-
-def read_reduced_pair(pair: Pair, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_pair`, but of a JPEG that is several times as wide as `width` pixels only every so many.
-
-    The picture is averaged over them as it is decoded (`common.data.decode.open_image`); of the mask the nearest are
-    kept.
-    """
-    image, mask = read_image(pair.image, (1, width)), read_mask(pair.mask)
-    check_sizes(*pair, picture_size(pair.image), mask.shape)
-    return image, resize_mask(mask, image.shape[:2], "nearest")
 
 
 def to_input(image: Image.Image, options: dict) -> Tensor:

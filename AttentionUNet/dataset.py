@@ -18,7 +18,7 @@ if not __package__:  # started as a script: make the repository root importable
 import numpy as np
 from tqdm import tqdm
 
-from AttentionUNet.isic import IMAGE_SUFFIXES, MASK_ENDING, Pair, first, match
+from AttentionUNet.isic import MASK_ENDING, Pair, first, is_picture, match
 from common.args import FLAGS, Parser
 from common.errors import InputError
 
@@ -153,7 +153,7 @@ def earlier_files(targets: dict[str, Target], pairs: list[Pair], lists: Path) ->
     found = []
     for folder in _folders(targets):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            is_file = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+            is_file = is_picture(path)
             if is_file and path.stem.removesuffix(MASK_ENDING) not in own:
                 raise InputError(
                     f"{path} is not of this split, and is not touched; take it away, or name other folders"

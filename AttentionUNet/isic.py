@@ -1,21 +1,16 @@
 """ISIC 2018, task 1: the pairs of a picture and a lesion mask, and what can be wrong with them."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
+from common.data.decode import IMAGE_SUFFIXES
+from common.data.labels import MaskFiles
+from common.data.pairs import PairReader
+from common.errors import InputError
 
-from common.data.decode import check_sizes, decode_grey
-from common.errors import UNREADABLE, InputError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # the archives also hold texts about licences
 MASK_ENDING = "_segmentation"  # of a mask's name, before .png
-MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # what turns into 8-bit grey without a doubt
-THRESHOLD = 127  # a mask is 0 and 255; above this it is lesion
+SUPERPIXELS_ENDING = "_superpixels"  # of a name: beside each picture, ISIC 2016 and 2017 have one of patches
 CLASS_NAMES = ("background", "lesion")
 PALETTE = ((0, 0, 0), (255, 255, 255))  # as the masks are
 
@@ -51,10 +46,10 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
 
 
 def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
-    """NAME.jpg (or .jpeg, .png) of one folder with NAME_segmentation.png of the other, sorted by name.
+    """NAME.jpg (or another kind of picture) of one folder with NAME_segmentation.png of the other, sorted by name.
 
-    Other files are passed over. Raises InputError for a folder that is missing or holds no such file, and for pictures
-    without a mask and masks without a picture, with their number and the first names.
+    Other files, superpixels among them, are passed over. Raises InputError for a folder that is missing or holds no
+    such file, and for pictures without a mask and masks without a picture, with their number and the first names.
     """
     for folder, what in ((images_dir, "pictures"), (masks_dir, "masks")):
         if not folder.is_dir():
@@ -62,7 +57,7 @@ def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
     for path in sorted(images_dir.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if is_picture(path):
             if path.stem in images:
                 raise InputError(f"{images[path.stem]} and {path.name} have the same name; take one of them away")
             images[path.stem] = path
@@ -76,6 +71,12 @@ def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
     return [Pair(images[name], masks[name]) for name in sorted(images)]
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is one of the data set's pictures, by its name; the archives also hold texts about licences."""
+    hidden = path.name.startswith(".")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.stem.endswith(SUPERPIXELS_ENDING)
+
+
 def _refuse(these: dict[str, Path], those: dict[str, Path], problem: str) -> None:
     alone = [these[name].name for name in sorted(set(these) - set(those))]
     if alone:
@@ -84,51 +85,8 @@ def _refuse(these: dict[str, Path], those: dict[str, Path], problem: str) -> Non
         )
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """The mask [H, W] uint8, 0 to 255. Raises InputError, naming the file, for what is no mask of 0 and 255."""
-    mask = decode_grey(path)
-    if mask is None:
-        try:
-            with Image.open(path) as picture:
-                mode, mask = picture.mode, np.array(picture.convert("L")) if picture.mode in MASK_MODES else None
-        except UNREADABLE as error:
-            raise InputError(f"cannot decode the mask {path} ({error}); unpack or download it again") from error
-        if mask is None:
-            raise InputError(f"{path} is an image of mode {mode}; masks are 8-bit files of 0 and 255: give those")
-    highest = int(mask.max())
-    if 0 < highest <= THRESHOLD:
-        raise InputError(
-            f"{path} holds values up to {highest}; masks are 0 and 255, the latter on the lesion: give those"
-        )
-    return mask
-
-
-def check_pairs(pairs: Sequence[Pair], decode_images: bool = False) -> None:
-    """Open every mask once and refuse what training could not use, before anything is trained.
-
-    Raises InputError naming the file: a mask that cannot be decoded or is not of 0 and 255, a file that is not a
-    picture, or one whose size is not that of its mask. Of a picture the header alone is read, unless `decode_images`:
-    training reports a damaged one when it comes to it, validation would after an epoch of training only.
-    """
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
-        try:
-            for _ in pool.map(lambda pair: _check_pair(pair, decode_images), pairs):
-                pass
-        except InputError:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _check_pair(pair: Pair, decode_image: bool) -> None:
-    mask = read_mask(pair.mask)
-    try:
-        with Image.open(pair.image) as image:  # reads the header alone
-            size = image.size
-            if decode_image:
-                image.load()
-    except UNREADABLE as error:
-        raise InputError(f"cannot decode the image {pair.image} ({error}); unpack or download it again") from error
-    check_sizes(*pair, size[::-1], mask.shape)
+MASKS = MaskFiles()
+read_pair = PairReader(lambda path: MASKS)  # masks stay 0 to 255
 
 
 def first(names: Sequence[str], count: int = 3) -> str:

@@ -28,12 +28,13 @@ def build(args, run: Run):
     data = build_datasets(args)
     if args.evaluate:
         num_classes = data.val.info.num_classes
-        return data, run.trained(build_model, from_reference, num_classes=num_classes, backbone=args.backbone)
+        model = run.trained(build_model, from_reference, num_classes=num_classes, backbone=args.backbone)
+        return data.with_network(model)
     run.plan(data.train, args.crop_size, torch.optim.SGD)
     learning_rate_schedule(args, run.length.schedule_steps)  # InputError for a rate that cannot be
     model = build_model(data.train.info.num_classes, args.backbone)
     run.load(model, from_reference, model.backbone, imagenet_file)
-    return data, model
+    return data.with_network(model)
 
 
 def main(args, run: Run, data, model: DeepLabV3) -> dict:

@@ -1,6 +1,7 @@
 """PASCAL VOC 2012 as DynamicUNet trains and evaluates on it."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from common.data.pictures import DatasetInfo, Datasets, Source
 from common.data.transforms import Cropping
 from common.samples.layout import data_root
 from DynamicUNet.presets import LAYOUT
-from DynamicUNet.voc import CLASS_NAMES, PALETTE, check_pairs, find_pairs, read_pair
+from DynamicUNet.voc import CLASS_NAMES, PALETTE, find_pairs, read_pair
 
-INFO = DatasetInfo(CLASS_NAMES, PALETTE, check_pairs)
+INFO = DatasetInfo(CLASS_NAMES, PALETTE)
 
 
 def build_datasets(args: Namespace) -> Datasets:
@@ -27,7 +28,7 @@ def build_datasets(args: Namespace) -> Datasets:
     """
     cropping = Cropping.of(args)
     root = data_root(args.data_path, LAYOUT)
-    read = cached(args.cache, read_pair, LAYOUT)
+    read = cached(args.cache, read_pair._replace(exif=args.exif), LAYOUT)
     train_set = val_set = None
     if not args.evaluate:
         source = Source(find_pairs(root, "train", args.dataset), read, INFO)
@@ -50,6 +51,10 @@ class CenterCrops(WholePictures):
     def __init__(self, source: Source, crop_size: tuple[int, int]):
         super().__init__(source)
         self.crop_size = crop_size
+
+    def scored_sizes(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+        """None: all are of the size of the crop, which training has too."""
+        return iter(())
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; nothing is drawn."""

@@ -28,11 +28,12 @@ def build(args, run: Run):
     data = build_datasets(args)
     if args.evaluate:
         num_classes = data.val.info.num_classes
-        return data, run.trained(build_model, from_reference, num_classes=num_classes, backbone=args.backbone)
+        model = run.trained(build_model, from_reference, num_classes=num_classes, backbone=args.backbone)
+        return data.with_network(model)
     run.plan(data.train, args.crop_size, torch.optim.SGD)
     model = build_model(data.train.info.num_classes, args.backbone)
     run.load(model, from_reference, model.encoder, imagenet_file)
-    return data, model
+    return data.with_network(model)
 
 
 def main(args, run: Run, data, model: DynamicUNet) -> dict:

@@ -5,18 +5,17 @@ The classes, the file pairs of a split, and what can be wrong with them.
 SBD is the Semantic Boundaries Dataset of Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from common import IGNORE_INDEX
-from common.data.decode import check_sizes, read_image, read_label
-from common.errors import UNREADABLE, InputError
+from common.data.decode import IMAGE_SUFFIXES
+from common.data.labels import Label, LabelKind, LabelTable
+from common.data.pairs import PairReader
+from common.errors import InputError
 
 CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -24,9 +23,8 @@ CLASS_NAMES = (
 )  # fmt: skip
 NUM_CLASSES = len(CLASS_NAMES)
 KNOWN_IDS = frozenset((*range(NUM_CLASSES), IGNORE_INDEX))  # of a mask; 255 is the border around objects
-SAME_IDS = np.arange(256, dtype=np.uint8)  # masks hold class ids already
 SBD = Path("VOCaug", "dataset")  # below the VOCdevkit folder
-CHECKING_THREADS = 32
+BORDER_COLOUR = (224, 224, 192)
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
@@ -37,6 +35,9 @@ def class_color(class_id: int) -> tuple[int, int, int]:
 
 
 PALETTE = tuple(class_color(class_id) for class_id in range(NUM_CLASSES))
+MASKS = LabelTable(  # which hold class ids already
+    np.arange(256, dtype=np.uint8), KNOWN_IDS, dict(enumerate(PALETTE)) | {IGNORE_INDEX: BORDER_COLOUR}
+)
 
 
 class Pair(NamedTuple):
@@ -55,42 +56,46 @@ def find_pairs(root: str | Path, split: str, dataset: str = "pascal_voc") -> lis
     """
     root = Path(root)
     voc = _voc_folder(root)
-    names = _read_list(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
-    pairs = {
-        name: Pair(voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png") for name in names
-    }
+    lists = voc / "ImageSets" / "Segmentation"
+    listed = _read_list(lists / f"{split}.txt")
+    pairs = _pairs_of(listed, voc / "JPEGImages", voc / "SegmentationClass", ".png")
     if dataset == "pascal_aug" and split == "train":
         sbd = _sbd_folder(root)
-        val_names = _read_list(voc / "ImageSets" / "Segmentation" / "val.txt")
-        more = (_read_list(sbd / "train.txt") | _read_list(sbd / "val.txt")) - val_names - names
-        pairs |= {name: Pair(sbd / "img" / f"{name}.jpg", sbd / "cls" / f"{name}.mat") for name in more}
-    pairs = [pairs[name] for name in sorted(pairs)]
-    _check_files_exist(pairs)
-    return pairs
+        without = _read_list(lists / "val.txt").keys() | listed.keys()
+        more = {**_read_list(sbd / "val.txt"), **_read_list(sbd / "train.txt")}
+        more = {name: line for name, line in more.items() if name not in without}
+        pairs |= _pairs_of(more, sbd / "img", sbd / "cls", ".mat")
+    return [pairs[name] for name in sorted(pairs)]
 
 
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """A picture [H, W, 3] in RGB and its class ids [H, W] (IGNORE_INDEX for what does not count), both uint8.
+class SbdFiles:
+    """Label files of SBD: class ids in a .mat file."""
 
-    Raises InputError, naming the file, for what cannot be decoded or does not fit.
-    """
-    image, label = read_image(pair.image), read_mask(pair.label)
-    check_sizes(*pair, image.shape[:2], label.shape)
-    return image, label
+    def read(self, path: Path, exif: str | None = None) -> Label:
+        """[H, W] uint8. Raises InputError, naming the file, for what cannot be read or holds other values."""
+        values = _read_mat(path)
+        unknown = set(np.unique(values).tolist()) - KNOWN_IDS
+        if unknown:
+            raise InputError(
+                f"{path} holds the values {_first(sorted(unknown))}, which are no class ids (0..{NUM_CLASSES - 1}); "
+                f"give the original cls/ files of SBD"
+            )
+        return Label(values.astype(np.uint8))
+
+    def reads_as_before(self, path: Path) -> bool:
+        """Nothing about them has changed."""
+        return True
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """[H, W] uint8: the class ids in a PNG (palette indices, or grey values) or in a .mat file. Raises InputError."""
-    if path.suffix != ".mat":
-        return read_label(path, SAME_IDS, KNOWN_IDS)
-    values = _read_mat(path)
-    unknown = set(np.unique(values).tolist()) - KNOWN_IDS
-    if unknown:
-        raise InputError(
-            f"{path} holds the values {_first(sorted(unknown))}, which are no class ids (0..{NUM_CLASSES - 1}); "
-            f"give the original cls/ files of SBD"
-        )
-    return values.astype(np.uint8)
+SBD_FILES = SbdFiles()
+
+
+def label_kind(path: Path) -> LabelKind:
+    """How a label file is read: a picture of class ids in palette indices or in grey or, of SBD, a .mat file."""
+    return SBD_FILES if path.suffix == ".mat" else MASKS
+
+
+read_pair = PairReader(label_kind)  # IGNORE_INDEX for what does not count
 
 
 def _read_mat(path: Path) -> np.ndarray:
@@ -110,34 +115,6 @@ def _read_mat(path: Path) -> np.ndarray:
     if values.ndim != 2 or values.dtype.kind not in "ui":
         raise InputError(f"{path} holds {values.dtype} {list(values.shape)} and no [H, W] class ids; download it again")
     return values
-
-
-def check_pairs(pairs: Sequence[Pair], decode_images: bool = False) -> None:
-    """Open every mask once and refuse what training could not use, before anything is trained.
-
-    Raises InputError, naming the file. Of a picture the size alone is read, unless `decode_images`: for the training
-    pictures that would take as long as an epoch, and training reports a damaged one when it comes to it.
-    """
-    with ThreadPoolExecutor(max_workers=min(CHECKING_THREADS, os.cpu_count() or 1)) as pool:
-        for problem in pool.map(lambda pair: _problem_of(pair, decode_images), pairs):
-            if problem:
-                pool.shutdown(cancel_futures=True)
-                raise problem
-
-
-def _problem_of(pair: Pair, decode_image: bool) -> InputError | None:
-    try:
-        if decode_image:
-            read_pair(pair)
-            return None
-        size = read_mask(pair.label).shape
-        with Image.open(pair.image) as image:  # reads the header alone
-            check_sizes(*pair, image.size[::-1], size)
-        return None
-    except InputError as error:  # which is a ValueError, so one of UNREADABLE too
-        return error
-    except UNREADABLE as error:
-        return InputError(f"cannot read the image {pair.image} ({error}); unpack or download it again")
 
 
 def _voc_folder(root: Path) -> Path:
@@ -169,33 +146,70 @@ def _sbd_folder(root: Path) -> Path:
     return sbd
 
 
-def _read_list(path: Path) -> set[str]:
-    """The names in a list of pictures, one in each line. Raises InputError for a list that holds none, or paths."""
+def _read_list(path: Path) -> dict[str, str]:
+    """The names in a list of pictures, one in each line, and where each stands: 'train.txt, line 3'.
+
+    Raises InputError for a list that holds none, or paths.
+    """
     try:
-        names = set(path.read_text().split())
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors of Windows begin a text with a mark
     except OSError as error:
         there = _entries(path.parent, "*.txt")
         raise InputError(f"no list {path} (there is {there}); --data_path needs the lists of the download") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text; it should name a picture in each line, such as 2007_000032") from error
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name.lower().endswith(IMAGE_SUFFIXES):  # a name is one without suffix
+            name = name.rpartition(".")[0]
+        if name:
+            names.setdefault(name, f"{path.name}, line {number}")
     if not names:
         raise InputError(f"{path} is empty; it should name a picture in each line, such as 2007_000032")
-    paths = sorted(name for name in names if "/" in name)
+    paths = [line.strip() for line in lines if "/" in line]
     if paths:
         raise InputError(f"{path} holds paths ({_first(paths)}); it should name pictures alone, such as 2007_000032")
     return names
 
 
-def _check_files_exist(pairs: Sequence[Pair]) -> None:
-    folders = {path.parent for pair in pairs for path in pair}
-    there = {folder: set(os.listdir(folder)) for folder in folders}
-    for kind, files in (("images", [pair.image for pair in pairs]), ("masks", [pair.label for pair in pairs])):
-        missing = [path for path in files if path.name not in there[path.parent]]
+def _pairs_of(listed: dict[str, str], images_dir: Path, labels_dir: Path, label_suffix: str) -> dict[str, Pair]:
+    """The pair of each name in a list. Raises InputError for files that are not there, with their near twins.
+
+    A picture may have any suffix that pictures have, in small or in capital letters.
+    """
+    images = _files_by_stem(images_dir, IMAGE_SUFFIXES)
+    labels = _files_by_stem(labels_dir, (label_suffix,))
+    for kind, files, folder in (("images", images, images_dir), ("masks", labels, labels_dir)):
+        missing = sorted(listed.keys() - files.keys())
         if missing:
+            suffix = ".jpg" if files is images else label_suffix
             raise InputError(
-                f"{len(missing)} of {len(files)} listed {kind} are not there: {_first(missing)}; "
-                "unpack the archive again, or take their names out of the list"
+                f"{len(missing)} of {len(listed)} listed {kind} are not in {folder}: "
+                f"{_first([f'{name}{suffix}' for name in missing])} ({listed[missing[0]]}"
+                f"{_near_twin(missing[0], folder)}); unpack the archive again, or mend the list"
             )
+    return {name: Pair(images[name], labels[name]) for name in listed}
+
+
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder that have one of the suffixes, by name without it; of several the first suffix counts."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes]
+    usual = [".jpg", *suffixes]
+    found.sort(key=lambda path: (usual.index(path.suffix.lower()), path.suffix != path.suffix.lower()), reverse=True)
+    return {path.stem: path for path in found}
+
+
+def _near_twin(name: str, folder: Path) -> str:
+    """A file that may be meant by a name that has none, in words."""
+
+    def plain(text: str) -> str:
+        return "".join(filter(str.isalnum, text.casefold()))
+
+    for path in sorted(folder.iterdir()):
+        if plain(path.stem) == plain(name) or path.stem.startswith(name) or name.startswith(path.stem):
+            return f"; there is {path.name}"
+    return ""
 
 
 def _entries(folder: Path, pattern: str = "*") -> str:

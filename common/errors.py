@@ -1,9 +1,15 @@
 """The two ways a run ends because of something its user can mend."""
 
+import struct
+import zlib
+
 from PIL import Image
 
-# what Pillow raises for a damaged or foreign file
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# what Pillow raises for a damaged or foreign file, by kind and by what is wrong with it
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 
 class InputError(ValueError):

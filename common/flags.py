@@ -95,6 +95,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "augmentation_prob": (probability, "share of the training images that are augmented"),
         "mask_resize": (("nearest", "bilinear"), "how training masks are resized; bilinear gives soft edges"),
         "eval_protocol": (("whole", "center_crop"), "score whole images at their own size, or centre crops"),
+        "exif": (
+            ("turn", "ignore"),
+            "turn pictures as EXIF says, or ignore it: whichever labels fit; without this such pictures are refused",
+        ),
         "check_data": (bool, "open every label file before training and refuse values outside the label table"),
         "workers": (workers, "processes that read data, for each device; 'auto' shares the cores out"),
         "cache": (str, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
@@ -200,6 +204,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
 RUN: dict[str, object] = {
     "workers": "auto",
     "cache": "",
+    "exif": None,  # such pictures are refused
     "load_from": "",
     "max_steps": 0,
     "sync_bn": False,

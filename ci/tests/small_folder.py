@@ -41,7 +41,7 @@ class Pictures(LabelledPictures):
     """Pictures of noise that are in no files; `checked`: how often, and how thoroughly, they were looked at."""
 
     def __init__(self, length: int):
-        info = DatasetInfo(tuple("abc"), ((0, 0, 0), (9, 9, 9), (99, 99, 99)), lambda *_: None)
+        info = DatasetInfo(tuple("abc"), ((0, 0, 0), (9, 9, 9), (99, 99, 99)))
         super().__init__(Source(range(length), None, info))
         self.checked: list[bool] = []
 

@@ -24,14 +24,23 @@ from AttentionUNet.data import (
     jitter_colours,
     validation_images,
 )
-from AttentionUNet.isic import check_pairs, find_pairs, match, read_mask
+from AttentionUNet.isic import MASKS, find_pairs, match, read_pair
 from AttentionUNet.model import build_model
 from ci.tests.folders import ROOT, built, carry_out, parsed
 from ci.tests.runs import assert_same_state, last_checkpoint
 from ci.tests.samples import Finished
+from common.data.pairs import check_pairs as check_all
 from common.data.pictures import Datasets, Source
 from common.errors import InputError
 from common.samples.layout import draw
+
+
+def check_pairs(pairs, decode_images=False):
+    check_all(pairs, read_pair, decode_images)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    return MASKS.read(path).values
 
 
 @pytest.fixture
@@ -55,7 +64,7 @@ def TrainSet(pairs, image_size, *options, read=None, **more):
 
 
 def EvalSet(pairs, image_size):
-    return Finished(data.EvalSet(Source(pairs, data.read_pair, INFO), image_size))
+    return Finished(data.EvalSet(Source(pairs, read_pair, INFO), image_size))
 
 
 def datasets(root: Path, *flags: str) -> Datasets:
@@ -119,7 +128,15 @@ def test_other_files_are_passed_over(isic):
     assert len(find_pairs(root, "train")) == 2
 
 
-@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png"])
+def test_superpixels_are_no_pictures(isic):
+    """ISIC 2016 and 2017 have them beside the pictures."""
+    root = isic()
+    Image.new("RGB", (8, 8)).save(root / "train" / "ISIC_0000000_superpixels.png")
+    assert [pair.image.name for pair in find_pairs(root, "train")] == ["ISIC_0000000.jpg", "ISIC_0000001.jpg"]
+    assert len(match(root / "train", root / "train_GT")) == 2  # what dataset.py splits
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png", ".tif"])
 def test_pictures_are_known_by_their_suffix(isic, suffix):
     root = isic()
     path = root / "train" / "ISIC_0000001.jpg"
@@ -154,7 +171,7 @@ def test_folders_that_do_not_fit_are_refused(isic, tmp_path):
     with pytest.raises(InputError, match=r"no folder .*valid_GT; it must hold the masks"):
         find_pairs(root, "valid")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no picture \(\.jpg, \.jpeg, \.png\) in .*empty"):
+    with pytest.raises(InputError, match=r"no picture \(\.png, \.jpg, .*\) in .*empty"):
         match(tmp_path / "empty", root / "train_GT")
     Image.new("RGB", (4, 4)).save(root / "train" / "ISIC_0000000.png")
     with pytest.raises(InputError, match=r"ISIC_0000000.jpg and ISIC_0000000.png have the same name"):
@@ -181,7 +198,7 @@ def test_masks_that_are_none(tmp_path):
     with pytest.raises(InputError, match=r"mask.png is an image of mode I;16"):
         read_mask(path)
     path.write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"cannot decode the mask .*mask.png"):
+    with pytest.raises(InputError, match=r"cannot decode the label file .*mask.png"):
         read_mask(path)
     Image.new("L", (4, 4)).save(path)  # no lesion at all
     assert not read_mask(path).any()
@@ -193,9 +210,9 @@ def test_pairs_are_checked_before_training(isic):
     check_pairs(pairs, decode_images=True)
     whole = pairs[1].image.read_bytes()
     pairs[1].image.write_bytes(whole[: len(whole) // 2])
-    check_pairs(pairs)  # reads the header alone
-    with pytest.raises(InputError, match=r"cannot decode the image .*ISIC_0000001.jpg"):
-        check_pairs(pairs, decode_images=True)
+    for decode_images in (False, True):
+        with pytest.raises(InputError, match=r"cannot decode the image .*ISIC_0000001.jpg .*end mark"):
+            check_pairs(pairs, decode_images)
     pairs[1].image.write_bytes(b"")
     with pytest.raises(InputError, match=r"cannot decode the image .*ISIC_0000001.jpg"):
         check_pairs(pairs)
@@ -287,20 +304,20 @@ def test_large_photographs_are_decoded_at_a_fraction_of_their_size(isic):
     read = data.training_reader("", 32)
     image, mask = read(pair)
     assert image.shape == (100, 150, 3) and mask.shape == (100, 150)
-    whole, lesion = data.read_pair(pair)
+    whole, lesion = read_pair(pair)
     assert whole.shape == (800, 1200, 3) and lesion.shape == (800, 1200)
     averaged = np.asarray(Image.fromarray(whole).resize((150, 100), Image.Resampling.BOX), int)
     assert np.abs(image - averaged).mean() < 3
     inner = (lesion.reshape(100, 8, 150, 8) > 127).mean((1, 3))
     assert ((mask > 127) == (inner > 0.5))[(inner == 0) | (inner == 1)].all()  # nothing moves by more than a pixel
-    samples = [TrainSet([pair], 32, 0, read=reader)[0, 0] for reader in (read, data.read_pair)]
+    samples = [TrainSet([pair], 32, 0, read=reader)[0, 0] for reader in (read, read_pair)]
     assert (samples[0][0] - samples[1][0]).abs().mean() < 0.03  # of 2, from black to white
     assert (samples[0][1] == samples[1][1]).float().mean() > 0.99
 
 
 def test_small_photographs_are_decoded_as_they_are(isic):
     pair = find_pairs(isic(size=(120, 160)), "train")[0]
-    assert equal(map(torch.from_numpy, data.training_reader("", 64)(pair)), map(torch.from_numpy, data.read_pair(pair)))
+    assert equal(map(torch.from_numpy, data.training_reader("", 64)(pair)), map(torch.from_numpy, read_pair(pair)))
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.4, 60, 100), (1.0, 200, 200)])

@@ -131,6 +131,59 @@ def test_a_damaged_file_is_written_anew(pairs, folder, spoil):
     assert path.read_bytes() == whole
 
 
+def of_first_rules(folder: Path) -> dict[str, bytes]:
+    """Make the files of a cache such as the first version wrote: it said nothing of rules."""
+    for path in folder.glob("*.pair"):
+        data = path.read_bytes()
+        header = json.loads(data[:HEADER_BYTES])
+        assert header.pop("rules") == 2
+        path.write_bytes(json.dumps(header).encode().ljust(HEADER_BYTES) + data[HEADER_BYTES:])
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_of_the_first_rules_are_taken_where_the_rules_of_now_give_the_same(pairs, folder):
+    reader = CachedReader(folder, read_pair, "c")
+    arrays = [reader(pair) for pair in pairs]
+    before = of_first_rules(folder)
+    reader = CachedReader(folder, read_pair, "c")
+    assert all(reader.holds(pair) for pair in pairs)
+    assert all(equal(reader(pair), kept) for pair, kept in zip(pairs, arrays, strict=True))
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def as_palette(pair):
+    label = Image.open(pair.label).copy()
+    label.putpalette([9, 8, 7] * 256)
+    label.save(pair.label)
+
+
+def as_turned(pair):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(pair.image).save(pair.image, exif=exif)
+
+
+def in_16_bits(pair):
+    Image.fromarray(np.full((32, 48), 40000, np.uint16)).save(pair.image)
+
+
+@pytest.mark.parametrize("spoil", [as_palette, as_turned, in_16_bits])
+def test_files_of_the_first_rules_are_decoded_again_where_these_read_otherwise(pairs, folder, spoil):
+    spoil(pairs[0])
+    CachedReader(folder, read_pair._replace(exif="ignore"), "c")(pairs[0])
+    of_first_rules(folder)
+    assert not CachedReader(folder, read_pair, "c").holds(pairs[0])
+
+
+def test_files_of_later_rules_are_decoded_again(pairs, folder):
+    CachedReader(folder, read_pair, "c")(pairs[0])
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes().replace(b'"rules": 2', b'"rules": 3', 1))
+    reader = CachedReader(folder, read_pair, "c")
+    assert not reader.holds(pairs[0])
+    assert equal(reader(pairs[0]), read_pair(pairs[0])) and reader.holds(pairs[0])
+
+
 def test_what_a_user_of_the_arrays_does_stays_with_him(pairs, folder):
     reader = CachedReader(folder, read_pair, "c")
     reader(pairs[0])
@@ -313,7 +366,7 @@ def test_every_folder_trains_and_scores_on_the_same_items_with_a_cache(name, tmp
             for key in product(range(2), range(2)) if one is plain.train else range(len(one)):
                 assert all(torch.equal(a, b) for a, b in zip(one[key], other[key], strict=True))
     monkeypatch.setattr(Image, "open", None)  # from now on nothing can be decoded
-    monkeypatch.setattr("common.data.decode._decode_png", None)
+    monkeypatch.setattr("common.data.decode.decode_plain_png", None)
     for dataset in reading.used:
         for pair in dataset.pairs:
             dataset.read(pair)

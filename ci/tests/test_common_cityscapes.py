@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ci.tests.folders import parsed
+from common.data import cityscapes_sets
 from common.data.cityscapes import (
     CLASS_NAMES,
     KNOWN_LABEL_IDS,
@@ -14,11 +16,17 @@ from common.data.cityscapes import (
     PALETTE,
     TRAIN_ID_OF_LABEL_ID,
     Pair,
-    check_pairs,
     find_pairs,
+    left_out,
     read_pair,
 )
+from common.data.pairs import check_pairs as check_all
 from common.errors import InputError
+
+
+def check_pairs(pairs, decode_images=False):
+    check_all(pairs, read_pair, decode_images)
+
 
 # The published label table: name, label id, train id, colour
 TABLE = """
@@ -298,19 +306,19 @@ def test_values_outside_the_table_are_named_with_their_file(pairs):
     Image.fromarray(values).save(pairs[2].label)
     message = refusal(pairs)
     assert str(pairs[2].label) in message
-    assert "the values 34, 255, which" in message and "(0..33)" in message and "give the original" in message
+    assert "the values [34, 255], which" in message and "(0..33)" in message and "give the original" in message
 
 
 def test_many_unknown_values_are_cut_short(pairs):
     Image.fromarray(np.arange(384).reshape(16, 24).clip(0, 255).astype(np.uint8)).save(pairs[0].label)
-    assert "the values 34, 35, 36, ...," in refusal(pairs)
+    assert "the values [34, 35, 36, 37, 38]," in refusal(pairs)
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("RGB", None), ("RGBA", None), ("1", None), ("I(;16)?", np.uint16)])
 def test_labels_of_another_mode_are_refused(pairs, mode, dtype):
     label = Image.fromarray(np.zeros((16, 24), dtype)) if dtype else Image.new(mode, (24, 16))
     label.save(pairs[3].label)
-    assert re.search(rf"{re.escape(str(pairs[3].label))} is an image of mode {mode}; labels are 8-bit", refusal(pairs))
+    assert re.search(rf"{re.escape(str(pairs[3].label))} is a {mode} image.*; labels are 8-bit", refusal(pairs))
 
 
 def test_sizes_that_differ_are_given_as_width_and_height(pairs):
@@ -326,7 +334,7 @@ def test_a_file_without_a_whole_header_is_named(pairs, which, keep_bytes):
     path = getattr(pairs[1], which)
     path.write_bytes(path.read_bytes()[:keep_bytes])
     message = refusal(pairs)
-    assert f"cannot read the {'label file' if which == 'label' else 'image'} {path}" in message
+    assert f"cannot decode the {'label file' if which == 'label' else 'image'} {path}" in message
     assert "unpack or download it again" in message
 
 
@@ -334,12 +342,12 @@ def test_a_file_without_a_whole_header_is_named(pairs, which, keep_bytes):
 def test_a_damaged_label_is_named(pairs, spoil):
     path = pairs[1].label
     path.write_bytes(spoil(path.read_bytes()))
-    assert f"cannot read the label file {path}" in refusal(pairs)
+    assert f"cannot decode the label file {path}" in refusal(pairs)
 
 
 def test_a_picture_of_another_kind_is_named(pairs):
     pairs[0].image.write_text("<html>sign in to download</html>")
-    assert f"cannot read the image {pairs[0].image}" in refusal(pairs)
+    assert f"cannot decode the image {pairs[0].image}" in refusal(pairs)
 
 
 def test_the_first_of_several_problems_is_reported(pairs):
@@ -351,7 +359,37 @@ def test_the_first_of_several_problems_is_reported(pairs):
 def test_pictures_are_decoded_where_that_is_asked_for(tiny_cityscapes):
     pairs = find_pairs(tiny_cityscapes(val=2), "val")
     whole = pairs[1].image.read_bytes()
-    pairs[1].image.write_bytes(whole[: len(whole) // 2])
-    check_pairs(pairs)  # the header is there
-    with pytest.raises(InputError, match=f"cannot read the image {re.escape(str(pairs[1].image))} .*truncated"):
+    pairs[1].image.write_bytes(whole.replace(b"IDAT", b"IDAX"))  # its header and its end are there
+    message = f"cannot decode the image {re.escape(str(pairs[1].image))} .*wrong checksum"
+    with pytest.raises(InputError, match=message):
         check_pairs(pairs, decode_images=True)
+
+
+def test_pictures_that_lack_the_ending_or_the_city_are_counted(tmp_path):
+    touch(tmp_path, "aachen/a", "aachen/._b")
+    folder = tmp_path / "leftImg8bit" / "train"
+    assert left_out(tmp_path, "train") == ""
+    for name in ("aachen/c.png", "aachen/d_leftImg8bit.jpg", "aachen/notes.txt", "aachen/._e.png", "f_leftImg8bit.png"):
+        (folder / name).touch()
+    names = "aachen/c.png, aachen/d_leftImg8bit.jpg, f_leftImg8bit.png"
+    expected = f"3 pictures in {folder} are left out, being no <city>/*_leftImg8bit.png: {names}"
+    assert left_out(tmp_path, "train") == expected
+
+
+def test_a_city_may_be_a_link(tmp_path):
+    touch(tmp_path / "elsewhere", "aachen/a")
+    touch(tmp_path / "data", "ulm/b")
+    for part in ("leftImg8bit", "gtFine"):
+        target = tmp_path / "elsewhere" / part / "train" / "aachen"
+        (tmp_path / "data" / part / "train" / "aachen").symlink_to(target)
+    assert [pair.image.parent.name for pair in find_pairs(tmp_path / "data", "train")] == ["aachen", "ulm"]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_is_left_out_reaches_the_data_sets(tiny_cityscapes, split):
+    root = tiny_cityscapes()
+    (root / "leftImg8bit" / split / "aachen" / "more.png").touch()
+    args = parsed("ICNet", preset="tiny", data_path=root)
+    notes = {"train": cityscapes_sets.blurred_datasets(args).train.note}
+    notes["val"] = cityscapes_sets.blurred_datasets(args).val.note
+    assert "aachen/more.png" in notes.pop(split) and set(notes.values()) == {""}

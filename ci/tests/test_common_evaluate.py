@@ -26,7 +26,7 @@ PALETTE = ((10, 20, 30), (40, 50, 60), (70, 80, 90), (100, 110, 120))
 class Shown(Scenes):
     """Scenes that know how they are shown and scored."""
 
-    info = DatasetInfo(("a", "b", "c", "d"), PALETTE, check_pairs=None, mean=(0, 0, 0), std=(1, 1, 1))
+    info = DatasetInfo(("a", "b", "c", "d"), PALETTE, mean=(0, 0, 0), std=(1, 1, 1))
 
     def metric(self, world) -> ConfusionMatrix:
         return ConfusionMatrix(CLASSES, device=world.device)

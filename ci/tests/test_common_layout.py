@@ -13,7 +13,8 @@ from PIL import Image
 
 from ci.tests.common_workers import world
 from ci.tests.folders import module, parsed
-from common.data.cityscapes import KNOWN_LABEL_IDS, NUM_CLASSES, TRAIN_ID_OF_LABEL_ID, check_pairs, find_pairs
+from common.data.cityscapes import KNOWN_LABEL_IDS, NUM_CLASSES, TRAIN_ID_OF_LABEL_ID, find_pairs, read_pair
+from common.data.pairs import check_pairs
 from common.errors import InputError
 from common.samples.layout import CITIES, LAYOUTS, STAMP, draw, draw_cityscapes, draw_isic, draw_voc, embedded
 from common.samples.lesion import draw_lesion
@@ -79,7 +80,7 @@ def test_the_layout_is_the_one_of_cityscapes(sample):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_our_own_reader_accepts_it(sample, split):
     pairs = find_pairs(sample, split)
-    check_pairs(pairs)
+    check_pairs(pairs, read_pair)
     assert len(pairs) == 6
     for pair in pairs:
         with Image.open(pair.image) as image:

@@ -1,5 +1,7 @@
 """common/scores/predict.py: which pictures are taken, what is written for each, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from PIL import Image
 from common.data.pictures import DatasetInfo
 from common.errors import InputError
 from common.record.checkpoint import FORMAT
-from common.scores.predict import colour, find_images, overlay, panel, parse_predict_args, predict
+from common.scores.predict import colour, find_images, overlay, panel, parse_predict_args, predict, result_names
 
 PALETTE = [(10, 20, 30), (40, 50, 60), (255, 0, 1)]
-INFO = DatasetInfo(("red", "green", "blue"), PALETTE, check_pairs=None)
+INFO = DatasetInfo(("red", "green", "blue"), PALETTE)
 RED, GREEN, BLUE = (200, 10, 10), (10, 200, 10), (10, 10, 200)
 
 
@@ -124,6 +126,53 @@ def test_hidden_files_of_a_folder_are_no_images_unless_they_are_named(tmp_path):
     for hidden in (root / "._a.png", root / ".thumbnails" / "a.png"):
         assert find_images(hidden) == [(hidden, hidden.parent)]
     assert find_images(root / ".thumbnails") == [(root / ".thumbnails" / "a.png", root / ".thumbnails")]
+
+
+def test_links_to_folders_are_followed_and_nothing_comes_twice(tmp_path):
+    for name in ("in/a.png", "disk/b.png", "disk/deep/c.png", "in/own/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name, target in (("more", "disk"), ("again", "disk"), ("loop", "in"), ("up", "."), ("z", "in/own")):
+        (tmp_path / "in" / name).symlink_to((tmp_path / target).resolve())
+    (tmp_path / "disk" / "back").symlink_to((tmp_path / "in").resolve())
+    found = [str(path.relative_to(root)) for path, root in find_images(tmp_path / "in")]
+    assert found == ["a.png", "again/b.png", "again/deep/c.png", "own/d.png"]
+
+
+def test_files_of_other_kinds_are_counted(tmp_path, capsys):
+    for name in ("a.png", "b.heic", "c.HEIC", "d.txt", "LICENSE", ".e.heic"):
+        (tmp_path / name).touch()
+    assert len(find_images(tmp_path)) == 1
+    expected = f"note: 4 files in {tmp_path} are no images by their names: .heic: 2, no suffix: 1, .txt: 1\n"
+    assert capsys.readouterr().out == expected
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"it holds \.heic: 2, no suffix: 1, \.txt: 1; give another folder"):
+        find_images(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".jp2", ".avif", ".tga"])
+def test_every_usual_kind_of_picture_is_found(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").touch()
+    assert len(find_images(tmp_path)) == 1
+
+
+def named(*names: str) -> list[str]:
+    results = result_names({Path("in", name): Path("in") for name in names})
+    return [str(results[Path("in", name)]) for name in names]
+
+
+def test_results_are_called_as_their_images_and_never_alike():
+    assert named("a.jpg", "sub/a.jpg", "b.c.png") == ["a", "sub/a", "b.c"]
+    assert named("a.jpg", "a.png", "a.jpg.png") == ["a.jpg", "a.png", "a.jpg.png"]
+    assert named("a.jpg.png", "a.jpg.png.png", "a.png", "a.jpg") == ["a.jpg.png", "a.jpg.png.png", "a.png", "a.jpg"]
+
+
+def test_a_name_that_cannot_be_printed_is_predicted_and_shown(tmp_path, capsys):
+    name = b"stra\xdfe.png".decode("utf-8", "surrogateescape")
+    draw(tmp_path / "in" / name, [[RED] * 2] * 2)
+    run(tmp_path / "in", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+    assert (tmp_path / "out" / name.replace(".png", "_ids.png")).is_file()
+    assert "stra\N{REPLACEMENT CHARACTER}e.png -> " in capsys.readouterr().out
 
 
 def test_a_source_without_images_is_explained(tmp_path):
@@ -325,6 +374,38 @@ def test_a_picture_that_cannot_be_decoded_or_is_too_small_is_named(tmp_path):
     draw(tmp_path / "dot.png", [[RED]])
     with pytest.raises(InputError, match=r"dot\.png cannot be predicted: .*sides of 2 pixels"):
         run(tmp_path / "dot.png", checkpoint, tmp_path / "out")
+
+
+def test_one_bad_picture_is_listed_at_the_end_and_the_rest_is_done(tmp_path, capsys):
+    for name in "abcd":
+        draw(tmp_path / "in" / f"{name}.png", [[RED] * 2] * 2)
+    (tmp_path / "in" / "b.png").write_bytes(b"")
+    draw(tmp_path / "in" / "c.png", [[RED]])
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "in", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+    assert end.value.code == 4
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["[1/4]", "[4/4]"]
+    title, *reasons = said.err.splitlines()
+    assert title == "2 of 4 pictures could not be predicted:" and len(reasons) == 2
+    assert "b.png (it is empty)" in reasons[0] and "c.png cannot be predicted: " in reasons[1]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*_ids.png")) == ["a_ids.png", "d_ids.png"]
+
+
+def test_pictures_of_which_none_can_be_used_are_bad_input(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of 2 pictures can be used: .*a\.png .it is empty"):
+        run(tmp_path, our_checkpoint(tmp_path.parent / "best.pt"), tmp_path.parent / "out")
+
+
+def test_a_photograph_is_seen_as_people_see_it(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # it lies on its left side
+    picture = np.array([[RED, GREEN], [RED, GREEN], [RED, GREEN]], np.uint8)
+    Image.fromarray(np.ascontiguousarray(np.rot90(picture))).save(tmp_path / "a.png", exif=exif)
+    run(tmp_path / "a.png", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+    assert pixels(tmp_path / "out" / "a_ids.png") == ("L", [[0, 1]] * 3)
 
 
 def test_a_picture_that_is_too_large_for_the_device_is_named(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from ci.tests.folders import built, carry_out
 from ci.tests.samples import Finished
 from common.data.crops import BlurredCrops, WholePictures
 from common.data.order import StepRange, StepSampler
+from common.data.pairs import check_pairs as check_all
 from common.data.pictures import Datasets, Source
 from common.data.transforms import Cropping
 from common.device.world import World
@@ -23,7 +24,15 @@ from common.scores.evaluate import Evaluation, evaluate
 from DynamicUNet import presets
 from DynamicUNet.data import INFO, CenterCrops, build_datasets, center_crop, validation_images
 from DynamicUNet.model import build_model
-from DynamicUNet.voc import CLASS_NAMES, NUM_CLASSES, PALETTE, Pair, check_pairs, find_pairs, read_mask, read_pair
+from DynamicUNet.voc import CLASS_NAMES, NUM_CLASSES, PALETTE, Pair, find_pairs, label_kind, read_pair
+
+
+def check_pairs(pairs, decode_images=False):
+    check_all(pairs, read_pair, decode_images)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    return label_kind(path).read(path, None).values
 
 
 def datasets(root: Path, **changes) -> Datasets:
@@ -145,6 +154,46 @@ def test_lists_may_be_in_any_order_and_have_blank_lines(devkit):
     assert find_pairs(root, "train") == expected
 
 
+def test_a_line_is_a_name_whatever_program_has_written_the_list(devkit):
+    root = devkit(train=2)
+    voc = root / "VOC2012"
+    for part, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png")):
+        (voc / part / f"2007_000001{suffix}").rename(voc / part / f"street view 1{suffix}")
+    path = voc / "ImageSets" / "Segmentation" / "train.txt"
+    for content in (b"\xef\xbb\xbf2007_000000\r\nstreet view 1\r\n", b"2007_000000.jpg\nstreet view 1.JPG\n"):
+        path.write_bytes(content)
+        assert [pair.image.stem for pair in find_pairs(root, "train")] == ["2007_000000", "street view 1"]
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png"])
+def test_pictures_may_have_any_suffix_that_pictures_have(devkit, suffix):
+    root = devkit(train=2)
+    path = root / "VOC2012" / "JPEGImages" / "2007_000001.jpg"
+    path.rename(path.with_suffix(suffix))
+    assert find_pairs(root, "train")[1].image == path.with_suffix(suffix)
+    path.touch()
+    assert find_pairs(root, "train")[1].image == path, "that of the download comes first"
+
+
+def test_a_list_that_excludes_by_names_with_suffix_excludes_too(augmented):
+    """Else pictures that are validated on would be trained on."""
+    (augmented / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt").write_text("c.jpg\nd.jpg\n")
+    assert [pair.image.stem for pair in find_pairs(augmented, "train", "pascal_aug")] == list("abefg")
+
+
+@pytest.mark.parametrize(
+    ("listed", "there"),
+    [("2007_000001 1", "2007_000001.jpg"), ("2007-000001", "2007_000001.jpg"), ("2007_00000", "2007_000000.jpg")],
+)
+def test_a_name_without_a_file_is_told_with_its_line_and_its_near_twin(devkit, listed, there):
+    root = devkit(train=2)
+    path = root / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
+    path.write_text(f"2007_000000\n\n{listed}\n")
+    message = rf"1 of 2 listed images .*: {listed}\.jpg \(train\.txt, line 3; there is {there}\); unpack"
+    with pytest.raises(InputError, match=message):
+        find_pairs(root, "train")
+
+
 def test_pascal_aug_is_voc_and_sbd_without_the_validation_pictures(augmented):
     voc, sbd = augmented / "VOC2012", augmented / "VOCaug" / "dataset"
     train_set, val_set, _ = datasets(augmented, base_size=8, crop_size=(8, 8), dataset="pascal_aug")
@@ -205,7 +254,9 @@ def test_lists_that_do_not_fit(devkit, content):
     with pytest.raises(InputError, match="train.txt is empty"):
         find_pairs(root, "train")
     path.write_text("/JPEGImages/2007_000001.jpg /SegmentationClass/2007_000001.png\n")
-    with pytest.raises(InputError, match=r"train.txt holds paths \(/JPEGImages/2007_000001.jpg, .*such as 2007_000032"):
+    with pytest.raises(
+        InputError, match=r"train.txt holds paths \(/JPEGImages/2007_000001.jpg /Seg.*such as 2007_000032"
+    ):
         find_pairs(root, "train")
     path.unlink()
     with pytest.raises(InputError, match=r"no list .*train.txt \(there is val.txt\)"):
@@ -221,7 +272,10 @@ def test_lists_that_do_not_fit(devkit, content):
 def test_missing_files_are_counted_and_named(devkit, part, name, kind):
     root = devkit(train=3)
     (root / "VOC2012" / part / name).unlink()
-    with pytest.raises(InputError, match=rf"1 of 3 listed {kind} are not there: .*{name}; unpack"):
+    with pytest.raises(
+        InputError,
+        match=rf"1 of 3 listed {kind} are not in .*/{part}: {name} \(train.txt, line 2\); unpack",
+    ):
         find_pairs(root, "train")
 
 
@@ -247,11 +301,11 @@ def test_sizes_that_differ_and_damaged_pictures_are_found_before_training(devkit
     check_pairs([pair], decode_images=True)
     whole = pair.image.read_bytes()
     pair.image.write_bytes(whole[: len(whole) // 2])
-    check_pairs([pair])  # the header is whole
-    with pytest.raises(InputError, match=f"cannot decode the image {pair.image}"):
-        check_pairs([pair], decode_images=True)
+    for decode_images in (False, True):
+        with pytest.raises(InputError, match=f"cannot decode the image {pair.image}.*end mark"):
+            check_pairs([pair], decode_images)
     pair.image.write_bytes(b"nothing")
-    with pytest.raises(InputError, match=f"cannot read the image {pair.image}"):
+    with pytest.raises(InputError, match=f"cannot decode the image {pair.image}"):
         check_pairs([pair])
     Image.new("RGB", (48, 31)).save(pair.image)
     for look in (lambda: check_pairs([pair]), lambda: read_pair(pair)):

@@ -13,13 +13,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 
+from common.data.pairs import RULES, PairReader
 from common.errors import InputError
 
 FORMAT = 1  # of the files; those of another are written anew
@@ -33,13 +34,13 @@ STALE_SECONDS = 3600  # an unfinished file of this age has no writer any more
 class CachedReader:
     """A reader of pairs that decodes each pair once, and from then on reads what it kept.
 
-    read: pair (image file, label file) -> (image [H, W, 3], label [H, W]), both uint8. contents: says how, for caches
-    of several readers in one folder. A file is taken as long as name, size and time of change of the two sources are
-    those that it was made from. Where the cache cannot be written any more, or would take of the disk what is left free
-    for checkpoints and logs, pictures are decoded, with one warning.
+    contents: says what `read` gives, for caches of several readers in one folder. A file is taken as long as name, size
+    and time of change of the two sources are those that it was made from, and the rules of reading those of now (or
+    such that they give the same of these sources). Where the cache cannot be written any more, or would take of the
+    disk what is left free for checkpoints and logs, pictures are decoded, with one warning.
     """
 
-    def __init__(self, folder: str | Path, read: Callable, contents: str):
+    def __init__(self, folder: str | Path, read: PairReader, contents: str):
         self.folder, self.read, self.contents = Path(folder), read, contents
         self._verified: set[Path] = set()  # by this process
         self._warned = False
@@ -78,6 +79,8 @@ class CachedReader:
                 if path not in self._verified:
                     if header["sources"] != _sources(pair) or os.fstat(file.fileno()).st_size != _bytes(height, width):
                         return None
+                    if not self._rules_hold(header.get("rules", 1), pair):
+                        return None
                     self._verified.add(path)
                 # private: the arrays are writable, as torch wants them, and a change would never reach the file
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -88,10 +91,14 @@ class CachedReader:
         label = np.frombuffer(mapped, np.uint8, height * width, HEADER_BYTES + pixels).reshape(height, width)
         return image, label
 
+    def _rules_hold(self, rules: int, pair: Sequence[Path]) -> bool:
+        """Whether what was read by these rules is what is read today; files of version 1 say nothing of rules."""
+        return rules == RULES or (rules == 1 and self.read.reads_as_before(pair))
+
     def _store(self, path: Path, pair: Sequence[Path], image: np.ndarray, label: np.ndarray) -> None:
         if shutil.disk_usage(self.folder).free < SPARE_BYTES + _bytes(*label.shape):
             raise OSError(errno.ENOSPC, f"the last {SPARE_BYTES / 1e9:.1f} GB of its disk are left free")
-        header = {"format": FORMAT, "size": label.shape, "sources": _sources(pair)}
+        header = {"format": FORMAT, "rules": RULES, "size": label.shape, "sources": _sources(pair)}
         scratch = path.with_name(f".{uuid4().hex}{UNFINISHED}")
         try:
             with open(scratch, "wb") as file:
@@ -116,9 +123,11 @@ def _sources(pair: Iterable[Path]) -> list[list]:
     return [[os.path.basename(path), state.st_size, state.st_mtime_ns] for path, state in states]
 
 
-def cached(folder: str | Path, read: Callable, contents: str) -> Callable:
+def cached(folder: str | Path, read: PairReader, contents: str) -> PairReader | CachedReader:
     """`read` itself, or over a cache where --cache names a folder."""
-    return CachedReader(folder, read, contents) if folder else read
+    if not folder:
+        return read
+    return CachedReader(folder, read, f"{contents}, exif {read.exif}" if read.exif else contents)
 
 
 def check_cache(folder: str | Path, datasets: Iterable) -> None:

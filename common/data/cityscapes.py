@@ -1,17 +1,16 @@
 """Cityscapes: the label table, the file pairs of a split, and what can be wrong with them."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from common import IGNORE_INDEX
-from common.data.decode import check_sizes, read_image, read_label, value_range
-from common.errors import UNREADABLE, InputError
+from common.data.decode import IMAGE_SUFFIXES
+from common.data.labels import LabelTable
+from common.data.pairs import PairReader
+from common.errors import InputError
 
 NUM_CLASSES = 19
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -73,7 +72,12 @@ KNOWN_LABEL_IDS = frozenset(label.label_id for label in LABELS)
 TRAIN_ID_OF_LABEL_ID = np.full(256, IGNORE_INDEX, np.uint8)  # index: value in a labelIds file
 for _label in LABELS:
     TRAIN_ID_OF_LABEL_ID[_label.label_id] = _label.train_id
-KNOWN_TRAIN_IDS = frozenset((*range(NUM_CLASSES), IGNORE_INDEX))
+LABEL_IDS = LabelTable(TRAIN_ID_OF_LABEL_ID, KNOWN_LABEL_IDS, {label.label_id: label.color for label in LABELS})
+TRAIN_IDS = LabelTable(
+    np.arange(256, dtype=np.uint8),
+    frozenset((*range(NUM_CLASSES), IGNORE_INDEX)),
+    dict(enumerate(PALETTE)) | {IGNORE_INDEX: (0, 0, 0)},
+)
 
 
 class Pair(NamedTuple):
@@ -112,68 +116,25 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
     return [Pair(images[name], labels[name]) for name in sorted(images)]
 
 
-def known_values(pair: Pair) -> frozenset[int]:
-    """What the label file of a pair may hold: label ids or, in a *_labelTrainIds.png, train ids."""
-    return KNOWN_TRAIN_IDS if pair.label.name.endswith(TRAIN_ID_SUFFIX) else KNOWN_LABEL_IDS
+def left_out(root: str | Path, split: str) -> str:
+    """Which pictures in the folder are none of the split, in a line for people; '' where there are none."""
+    folder = Path(root) / "leftImg8bit" / split
+    others = sorted(
+        str(path.relative_to(folder))
+        for path in (*folder.glob("[!.]*"), *folder.glob("[!.]*/[!.]*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and not (path.name.endswith(IMAGE_SUFFIX) and path.parent != folder)
+    )
+    if not others:
+        return ""
+    return f"{len(others)} pictures in {folder} are left out, being no <city>/*{IMAGE_SUFFIX}: {_first(others)}"
 
 
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """A picture [H, W, 3] in RGB and its train ids [H, W] (IGNORE_INDEX for what does not count), both uint8.
-
-    Raises InputError, naming the file, for what cannot be decoded or does not fit.
-    """
-    values = known_values(pair)
-    table = np.arange(256, dtype=np.uint8) if values is KNOWN_TRAIN_IDS else TRAIN_ID_OF_LABEL_ID
-    image, label = read_image(pair.image), read_label(pair.label, table, values)
-    check_sizes(*pair, image.shape[:2], label.shape)
-    return image, label
+def label_table(path: Path) -> LabelTable:
+    """What a label file holds by its name: label ids or, in a *_labelTrainIds.png, train ids."""
+    return TRAIN_IDS if path.name.endswith(TRAIN_ID_SUFFIX) else LABEL_IDS
 
 
-def check_pairs(pairs: Sequence[Pair], decode_images: bool = False) -> None:
-    """Open every label file once and refuse what training could not use, before anything is trained.
-
-    Raises InputError naming the file: a label that cannot be decoded or is not 8-bit single-channel, values outside
-    the label table, a picture that is no image, or one whose size is not that of its label. Of a picture the header
-    alone is read, unless `decode_images`: for the training pictures that would take as long as an epoch, and training
-    reports a damaged one when it comes to it; validation would after an epoch of training only.
-    """
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
-        for problem in pool.map(lambda pair: _problem_of(pair, decode_images), pairs):
-            if problem:
-                pool.shutdown(cancel_futures=True)
-                raise InputError(problem)
-
-
-def _problem_of(pair: Pair, decode_image: bool) -> str | None:
-    known = known_values(pair)
-    try:
-        with Image.open(pair.label) as label:
-            if label.mode not in ("L", "P"):
-                return (
-                    f"{pair.label} is an image of mode {label.mode}; labels are 8-bit single-channel PNG files of ids "
-                    "(a *_color.png file cannot be used)"
-                )
-            label_size = label.size
-            values = {value for value, count in enumerate(label.histogram()) if count}
-    except UNREADABLE as error:
-        return f"cannot read the label file {pair.label} ({error}); unpack or download it again"
-    if values - known:
-        return (
-            f"{pair.label} holds the values {_first(sorted(values - known))}, which are not in the label table "
-            f"({value_range(known)}); give the original *{LABEL_SUFFIX} files"
-        )
-    try:
-        with Image.open(pair.image) as image:  # reads the header alone
-            image_size = image.size
-            if decode_image:
-                image.load()
-    except UNREADABLE as error:
-        return f"cannot read the image {pair.image} ({error}); unpack or download it again"
-    try:
-        check_sizes(*pair, image_size[::-1], label_size[::-1])
-    except InputError as error:
-        return str(error)
-    return None
+read_pair = PairReader(label_table)  # labels become train ids, IGNORE_INDEX for what does not count
 
 
 def _check_layout(root: Path, split: str, images_dir: Path, labels_dir: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.data.cache import cached
-from common.data.cityscapes import CLASS_NAMES, PALETTE, check_pairs, find_pairs, read_pair
+from common.data.cityscapes import CLASS_NAMES, PALETTE, find_pairs, left_out, read_pair
 from common.data.crops import BlurredCrops, DistortedCrops, WholePictures
 from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
 from common.data.transforms import Cropping
@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.samples.layout import data_root
 
 LAYOUT = "cityscapes"  # of the folder, and of the embedded sample
-INFO = DatasetInfo(CLASS_NAMES, PALETTE, check_pairs)
+INFO = DatasetInfo(CLASS_NAMES, PALETTE)
 
 
 def blurred_datasets(args: Namespace) -> Datasets:
@@ -33,10 +33,13 @@ def distorted_datasets(args: Namespace) -> Datasets:
 def _datasets(args: Namespace, augmented: Callable[[Source], LabelledPictures]) -> Datasets:
     """The splits that the run uses, of the folder --data_path or of the embedded sample, drawn if it is not there."""
     root = data_root(args.data_path, LAYOUT)
-    read = cached(args.cache, read_pair, LAYOUT)
-    train = None if args.evaluate else augmented(Source(find_pairs(root, "train"), read, INFO))
-    scored = args.evaluate or args.validate
-    return Datasets(train, WholePictures(Source(find_pairs(root, "val"), read, INFO)) if scored else None)
+    read = cached(args.cache, read_pair._replace(exif=args.exif), LAYOUT)
+
+    def source(split: str) -> Source:
+        return Source(find_pairs(root, split), read, INFO, left_out(root, split))
+
+    train = None if args.evaluate else augmented(source("train"))
+    return Datasets(train, WholePictures(source("val")) if args.evaluate or args.validate else None)
 
 
 def validation_images(data_path: str | Path) -> list[Path]:

@@ -5,6 +5,9 @@ turns a batch of images on the device into what a network takes, with what was d
 the bytes of float32 goes from process to process and to the device, and the device does the arithmetic.
 """
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -18,6 +21,10 @@ from common.data.transforms import Cropping, cut_image, cut_label, draw_crop, dr
 
 class WholePictures(LabelledPictures):
     """Pictures at their own size, neither resized nor cropped, for evaluation."""
+
+    def scored_sizes(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+        """(picture, height and width) of each, by its header."""
+        return ((image, picture_size(image, "turn")) for image, _ in self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """image [H, W, 3] uint8; target [H, W] uint8, 255 = ignore; nothing is drawn."""
@@ -111,7 +118,7 @@ def note_on_scale(train_set: LabelledPictures, val_set: LabelledPictures | None)
     """
     if not isinstance(val_set, WholePictures) or not isinstance(train_set, BlurredCrops | DistortedCrops):
         return ""
-    height, width = picture_size(val_set.pairs[0][0])
+    height, width = picture_size(val_set.pairs[0][0], "turn")
     fitting = train_set.fitting_base_size(height, width)
     low, high = (scale * train_set.cropping.base_size / fitting for scale in train_set.cropping.scales)
     if low <= 1 <= high:

@@ -1,19 +1,20 @@
 """Pictures with their labels, and what a network and its scores must know of a data set."""
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from common.data.cache import CachedReader
 from common.data.colours import IMAGENET_MEAN, IMAGENET_STD, normalize
+from common.data.pairs import PairReader, check_pairs
+from common.device.launch import is_checked
 from common.device.world import World
+from common.errors import InputError
 from common.scores.metrics import ConfusionMatrix, Metric
 
-# a pair of files -> image [H, W, 3] uint8 in RGB and label [H, W] uint8, IGNORE_INDEX for what does not count
-Reader = Callable[[tuple], tuple[np.ndarray, np.ndarray]]
 Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 
 
@@ -22,7 +23,6 @@ class DatasetInfo(NamedTuple):
 
     class_names: tuple[str, ...]  # of the ids 0, 1, ...
     palette: tuple[Colour, ...]
-    check_pairs: Callable[[Sequence[tuple], bool], None]  # (pairs, decode_images); InputError for what cannot be used
     channels: int | None = None  # of a network's logits; None: one for each class
     mean: Sequence[float] = IMAGENET_MEAN  # of red, green and blue, for pixels in [0, 1]
     std: Sequence[float] = IMAGENET_STD
@@ -38,22 +38,30 @@ class Source(NamedTuple):
     """Pairs of files, how one is read, and what they are about."""
 
     pairs: Sequence[tuple[Path, Path]]
-    read: Reader
+    read: PairReader | CachedReader
     info: DatasetInfo
+    note: str = ""  # what else lies in the folder and is left out
 
 
 class LabelledPictures(Dataset):
-    """A data set of pairs of files: `pairs`, `read` and `info` as in `Source`."""
+    """A data set of pairs of files: `pairs`, `read`, `info` and `note` as in `Source`."""
 
     def __init__(self, source: Source):
-        self.pairs, self.read, self.info = source
+        self.pairs, self.read, self.info, self.note = source
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def check(self, decode_images: bool) -> None:
         """Open every label; raise InputError, naming the file, for what training or evaluation could not use."""
-        self.info.check_pairs(self.pairs, decode_images)
+        if self.note:
+            print(f"note: {self.note}", flush=True)
+        read = self.read.read if isinstance(self.read, CachedReader) else self.read
+        check_pairs(self.pairs, read, decode_images)
+
+    def scored_sizes(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+        """(picture, height and width) of those that a network has to take at their own size when it is scored."""
+        return iter(())
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """[..., 3, H, W] of 0 to 255 -> float32, as a network of this data set takes it."""
@@ -73,6 +81,20 @@ class Datasets(NamedTuple):
     train: LabelledPictures | None
     val: LabelledPictures | None
     test: LabelledPictures | None = None
+
+    def with_network(self, model: nn.Module) -> tuple["Datasets", nn.Module]:
+        """(these, model), once it is known that the network takes every picture that it is to be scored on.
+
+        Raises InputError, naming the first one that it does not take: before training rather than after an epoch.
+        """
+        if not is_checked():
+            for scored in filter(None, (self.val, self.test)):
+                for path, size in scored.scored_sizes():
+                    try:
+                        model.check_shape((2, 3, *size))  # of two: what one image is too few for is training alone
+                    except InputError as error:
+                        raise InputError(f"{path} cannot be evaluated: {error}") from error
+        return self, model
 
     @property
     def used(self) -> list[LabelledPictures]:

@@ -1,18 +1,21 @@
 """From pictures to coloured masks, with the weights of any of our checkpoints or of the reference's."""
 
+import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from common import IGNORE_INDEX
 from common.args import Parser
+from common.data.decode import IMAGE_SUFFIXES, open_image
 from common.errors import InputError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+PARTLY_DONE = 4  # exit code: some of the pictures could not be predicted, and all others were
 
 
 def parse_predict_args(options: dict[str, list[str] | str | int], description: str, argv: list[str] | None = None):
@@ -58,23 +61,66 @@ def find_images(source: str | Path) -> list[tuple[Path, Path]]:
     """The image, or every image below a folder, sorted, each with the folder that its results' names begin in.
 
     Of a folder, files and folders whose names begin with a dot are left out: ._photo.jpg holds notes of macOS, and
-    .thumbnails small copies. Raises InputError when there is none.
+    .thumbnails small copies. Links to folders are followed. What else is no image by its name is counted, in a line.
+    Raises InputError when there is none.
     """
     source = Path(source)
     if source.is_file():
         return [(source, source.parent)]
     if not source.is_dir():
         raise InputError(f"--input {source}: no such file or folder; give an image or a folder of images")
-    images = sorted(
-        path
-        for path in source.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(source).parts)
-        and path.is_file()
-    )
+    files = sorted(_files_below(source))
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in IMAGE_SUFFIXES)
+    others = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(5))
     if not images:
-        raise InputError(f"--input {source} holds no image ({', '.join(IMAGE_SUFFIXES)}); give another folder")
+        there = f"; it holds {others}" if others else ""
+        raise InputError(f"--input {source} holds no image ({', '.join(IMAGE_SUFFIXES)}){there}; give another folder")
+    if others:
+        print(f"note: {kinds.total()} files in {shown(source)} are no images by their names: {others}", flush=True)
     return [(path, source) for path in images]
+
+
+def _files_below(source: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden; a folder that links lead to from several places comes once."""
+    root, seen = source.resolve(), set()
+    for folder, names, files in os.walk(source, followlinks=True):
+        names[:] = sorted(
+            name for name in names if not name.startswith(".") and _is_new(Path(folder, name), root, seen)
+        )
+        yield from (path for name in files if not name.startswith(".") and (path := Path(folder, name)).is_file())
+
+
+def _is_new(folder: Path, root: Path, seen: set[Path]) -> bool:
+    """Whether the folder is no link to one that is found without it, below `root`, or by another link."""
+    if not folder.is_symlink():
+        return True
+    target = folder.resolve()
+    if target in seen or target == root or root in target.parents or target in root.parents:
+        return False
+    seen.add(target)
+    return True
+
+
+def result_names(images: dict[Path, Path]) -> dict[Path, Path]:
+    """What the results of each image begin with, below the output folder: its name without the suffix.
+
+    images: each with the folder that its name begins in. Where that would be the name of two, both keep the suffix.
+    Raises InputError for images of one name in two folders.
+    """
+    names = {path: path.relative_to(root).with_suffix("") for path, root in images.items()}
+    while shared := {name for name, count in Counter(names.values()).items() if count > 1}:
+        keeping = {path: path.relative_to(root) for path, root in images.items() if names[path] in shared}
+        if all(names[path] == name for path, name in keeping.items()):
+            collision = min(keeping.values())
+            raise InputError(f"two images of --input would be written as {collision}; predict them in two runs")
+        names |= keeping
+    return names
+
+
+def shown(path: Path) -> str:
+    """A path for people; other systems leave names behind that are no UTF-8, and cannot be printed."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def predict(
@@ -85,19 +131,19 @@ def predict(
     build_model, from_reference: the folder's. info: the `DatasetInfo` of what it is trained on. to_input: (PIL picture
     in RGB, options of the network) -> what the network takes of it, [3, h, w], where that is not the picture itself;
     logits of another size than the picture are resized to it.
-    Images of a folder keep their subfolders, and images whose names differ in the suffix alone keep it, so that equal
-    names do not collide. An output folder within the input is not searched for images. Returns the overlays.
+    Images of a folder keep their subfolders; see `result_names`. An output folder within the input is not searched for
+    images. Returns the overlays. An image that cannot be predicted is listed at the end, and all others are done: then
+    the program ends with PARTLY_DONE, or with InputError where none was done.
     """
     import torch
 
     from common.data.colours import picture_to_input
-    from common.data.decode import open_image
-    from common.device.exits import is_out_of_memory
     from common.device.placement import place
     from common.device.world import card_of_environment, find_device_type, setup
     from common.record.checkpoint import load_model
 
     images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
+    names = result_names(images)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": info.num_classes, **args.options})
     prepare = (
         partial(to_input, options=model.options)
@@ -109,37 +155,54 @@ def predict(
     output = _writable_folder(args.output)
     place(model, world).eval()
 
-    written = []
-    same_stem = Counter(_stem(path, root) for path, root in images.items())
-    same_name = Counter(path.relative_to(root) for path, root in images.items())
-    if collision := next((name for name, count in same_name.items() if count > 1), None):
-        raise InputError(f"two images of --input would be written as {collision}; predict them in two runs")
-    for number, (path, root) in enumerate(images.items(), start=1):
-        image = ImageOps.exif_transpose(open_image(path))  # a phone's pictures as people see them
+    written, failed = [], []
+    for number, path in enumerate(images, start=1):
         try:
-            ids = segment(model, image, prepare, world)
-        except ValueError as error:  # a size that the model does not take
-            raise InputError(f"{path} cannot be predicted: {error}") from error
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(
-                f"{path} ({image.width} x {image.height}) needs more memory than {world.device} has; make the picture "
-                "smaller, or use --device cpu"
-            ) from error
-        colours = colour(ids, info.palette)
-        stem = output / (path.relative_to(root) if same_stem[_stem(path, root)] > 1 else _stem(path, root))
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        files = {
-            "ids": Image.fromarray(ids),
-            "color": Image.fromarray(colours),
-            "overlay": Image.fromarray(overlay(np.asarray(image), colours)),
-        }
-        for kind, picture in files.items():
-            picture.save(stem.with_name(f"{stem.name}_{kind}.png"))
-        written.append(stem.with_name(f"{stem.name}_overlay.png"))
-        print(f"[{number}/{len(images)}] {path} -> {written[-1]}", flush=True)
+            image = open_image(path)
+            ids = _ids_of(path, image, model, prepare, world)
+        except InputError as error:
+            failed.append(error)
+            continue
+        written.append(_write(output / names[path], image, ids, info.palette))
+        print(f"[{number}/{len(images)}] {shown(path)} -> {shown(written[-1])}", flush=True)
+    if failed and not written:
+        raise failed[0] if len(failed) == 1 else InputError(f"none of {len(failed)} pictures can be used: {failed[0]}")
+    if failed:
+        lines = [f"{len(failed)} of {len(images)} pictures could not be predicted:", *map(str, failed)]
+        print(*lines, sep="\n  ", file=sys.stderr)
+        sys.exit(PARTLY_DONE)
     return written
+
+
+def _ids_of(path: Path, image: Image.Image, model, prepare: Callable, world) -> np.ndarray:
+    """`segment`; raises InputError, naming the file, for a size that the model or the memory does not take."""
+    from common.device.exits import is_out_of_memory
+
+    try:
+        return segment(model, image, prepare, world)
+    except ValueError as error:  # a size that the model does not take
+        raise InputError(f"{path} cannot be predicted: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{path} ({image.width} x {image.height}) needs more memory than {world.device} has; make the picture "
+            "smaller, or use --device cpu"
+        ) from error
+
+
+def _write(stem: Path, image: Image.Image, ids: np.ndarray, palette) -> Path:
+    """Write the results of an image; returns the overlay."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    colours = colour(ids, palette)
+    files = {
+        "ids": Image.fromarray(ids),
+        "color": Image.fromarray(colours),
+        "overlay": Image.fromarray(overlay(np.asarray(image), colours)),
+    }
+    for kind, picture in files.items():
+        picture.save(stem.with_name(f"{stem.name}_{kind}.png"))
+    return stem.with_name(f"{stem.name}_overlay.png")
 
 
 def segment(model, image: Image.Image, to_input: Callable, world) -> np.ndarray:
@@ -160,11 +223,6 @@ def segment(model, image: Image.Image, to_input: Callable, world) -> np.ndarray:
         if logits.shape[-2:] != size:
             logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
         return class_ids(logits)[0].to(torch.uint8).cpu().numpy()
-
-
-def _stem(path: Path, root: Path) -> Path:
-    """The name of an image's results below the output folder."""
-    return path.relative_to(root).with_suffix("")
 
 
 def _without_output(images: dict[Path, Path], args) -> dict[Path, Path]:

@@ -29,7 +29,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -204,10 +203,10 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
         with context():
             return segment(model, image, to_input, world)
 
-    image = ImageOps.exif_transpose(open_image(path))
+    image = open_image(path)
     clock: dict[str, list[float]] = {"file to mask": [], "picture to mask": []}
     for repetition in range(-own.warmup, own.repetitions):
-        whole = timed(lambda: mask(ImageOps.exif_transpose(open_image(path))), world)
+        whole = timed(lambda: mask(open_image(path)), world)
         without_decoding = timed(lambda: mask(image), world)
         if repetition >= 0:
             clock["file to mask"].append(whole)

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from common import IGNORE_INDEX
 from common.args import Parser
-from common.data.cityscapes import KNOWN_LABEL_IDS, LABELS, TRAIN_ID_OF_LABEL_ID
-from common.data.decode import read_label
+from common.data.cityscapes import LABEL_IDS, LABELS
+from common.data.labels import read_label
 from common.errors import InputError
 from common.record.files import write_atomically
 
@@ -99,10 +99,8 @@ def progress(items, total: int | None = None):
 def convert_file(source: Path) -> None:
     """Write the train ids beside their source, a *_labelIds.png or a *_polygons.json file, in one piece."""
     suffix = next(suffix for suffix in SOURCES if source.name.endswith(suffix))
-    if suffix == "_polygons.json":
-        train_ids = draw_polygons(source)
-    else:
-        train_ids = Image.fromarray(read_label(source, TRAIN_ID_OF_LABEL_ID, KNOWN_LABEL_IDS))
+    is_drawn = suffix == "_polygons.json"
+    train_ids = draw_polygons(source) if is_drawn else Image.fromarray(read_label(source, LABEL_IDS))
     target = target_of(Path(str(source).removesuffix(suffix)))
     write_atomically(target, lambda file: train_ids.save(file, "PNG"))
 

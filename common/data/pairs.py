@@ -1,0 +1,92 @@
+"""A picture with its label: how the two are read together, and what is looked at before anything is trained."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from common.data.decode import check_header, check_single, check_sizes, orientation, picture_size, read_image
+from common.data.labels import LabelKind
+from common.data.transforms import Crop, cut_label
+from common.errors import UNREADABLE, InputError
+
+RULES = 2  # of reading; raise it when files are read to other values than before, so that caches are not believed
+CHECKING_THREADS = 32  # Pillow decodes without the interpreter's lock
+
+
+class PairReader(NamedTuple):
+    """Reads the pairs (image file, label file) of a data set.
+
+    kind_of: label file -> how it is read. exif: what to do with a picture that is to be turned: see
+    `common.data.decode`. width: of a JPEG that is several times as wide as so many pixels only every so many are kept;
+    the picture is averaged over them as it is decoded, and of the label the nearest are kept.
+    """
+
+    kind_of: Callable[[Path], LabelKind]
+    exif: str | None = None
+    width: int | None = None
+
+    def __call__(self, pair: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+        """image [H, W, 3] in RGB and label [H, W], both uint8. Raises InputError, naming the file."""
+        return self._read(pair)[:2]
+
+    def _read(self, pair: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, str]:
+        image_file, label_file = pair
+        image = read_image(image_file, self.width and (1, self.width), self.exif)
+        label, note = self.kind_of(label_file).read(label_file, self.exif)
+        if self.width is None:
+            check_sizes(image_file, label_file, image.shape[:2], label.shape)
+            return image, label, note
+        check_sizes(image_file, label_file, picture_size(image_file, self.exif), label.shape)
+        return image, cut_label(label, Crop(image.shape[:2], 0, 0, image.shape[:2])), note
+
+    def check(self, pair: Sequence[Path], decode_image: bool) -> str:
+        """A note about how the label was read, or ''. Raises InputError, naming the file, for what cannot be used.
+
+        The label is read. Of the picture, unless it is to be decoded, the header and the end mark are: for the training
+        pictures more would take as long as an epoch.
+        """
+        if decode_image:
+            return self._replace(width=None)._read(pair)[2]
+        image_file, label_file = pair
+        label, note = self.kind_of(label_file).read(label_file, self.exif)
+        check_sizes(image_file, label_file, check_header(image_file, self.exif), label.shape)
+        return note
+
+    def reads_as_before(self, pair: Sequence[Path]) -> bool:
+        """Whether the first rules of reading gave the same of this pair, by what the headers of its files say.
+
+        They took indices of palettes for ids, stretched grey of few bits, passed over orientation and over all pages
+        but the first, and divided whole numbers by 256. They also took some damaged files: `check` finds these.
+        """
+        image_file, label_file = pair
+        try:
+            with Image.open(image_file) as image:
+                usual = image.format in ("JPEG", "PNG") and not image.mode.startswith("I")
+                check_single(image)
+                usual = usual and orientation(image, image_file, None) == 1
+            return usual and self.kind_of(label_file).reads_as_before(label_file)
+        except UNREADABLE:
+            return False
+
+
+def check_pairs(pairs: Sequence[Sequence[Path]], read: PairReader, decode_images: bool = False) -> None:
+    """Open every label file once and refuse what training could not use, before anything is trained.
+
+    Raises InputError, naming the file: see `PairReader.check`. What was read otherwise than its owner may think is said
+    in one line. decode_images: also decode the pictures; a damaged one of the training pictures whose end is whole is
+    reported when training comes to it, but validation would come to it after an epoch of training only.
+    """
+    with ThreadPoolExecutor(max_workers=min(CHECKING_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            notes = [note for note in pool.map(lambda pair: read.check(pair, decode_images), pairs) if note]
+        except InputError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if notes:
+        more = f" (and so for {len(notes) - 1} other label files)" if len(notes) > 1 else ""
+        print(f"note: {notes[0]}{more}", flush=True)
