@@ -55,21 +55,21 @@ def build_datasets(args: Namespace) -> Datasets:
     root, read = data_root(args.data_path, LAYOUT), read_pair._replace(exif=args.exif)
 
     def scored(split: str) -> EvalSet:
-        return EvalSet(Source(find_pairs(root, split), cached(args.cache, read, LAYOUT), INFO), args.image_size)
+        return EvalSet(Source(find_pairs(root, split), cached(args, read, LAYOUT), INFO), args.image_size)
 
     if args.evaluate:
         return Datasets(None, scored(args.eval_split))
-    source = Source(find_pairs(root, "train"), training_reader(args.cache, args.image_size, args.exif), INFO)
+    source = Source(find_pairs(root, "train"), training_reader(args), INFO)
     train_set = TrainSet(source, args.image_size, args.seed, args.augmentation_prob, args.mask_resize)
     if not args.validate:
         return Datasets(train_set, None)
     return Datasets(train_set, scored("valid"), scored("test") if has_split(root, "test") else None)
 
 
-def training_reader(cache: str, image_size: int, exif: str | None = None) -> PairReader | CachedReader:
+def training_reader(args: Namespace) -> PairReader | CachedReader:
     """Reads pairs of twice the working width or more: what is larger would be shrunk to that width all the same."""
-    width = 2 * WORKING_WIDTHS[1] * image_size // ORIGINAL_SIZE
-    return cached(cache, read_pair._replace(exif=exif, width=width), f"{LAYOUT}, {width} pixels wide")
+    width = 2 * WORKING_WIDTHS[1] * args.image_size // ORIGINAL_SIZE
+    return cached(args, read_pair._replace(exif=args.exif, width=width), f"{LAYOUT}, {width} pixels wide")
 
 
 def validation_images(data_path: str | Path) -> list[Path]:

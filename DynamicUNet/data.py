@@ -28,7 +28,7 @@ def build_datasets(args: Namespace) -> Datasets:
     """
     cropping = Cropping.of(args)
     root = data_root(args.data_path, LAYOUT)
-    read = cached(args.cache, read_pair._replace(exif=args.exif), LAYOUT)
+    read = cached(args, read_pair._replace(exif=args.exif), LAYOUT)
     train_set = val_set = None
     if not args.evaluate:
         source = Source(find_pairs(root, "train", args.dataset), read, INFO)

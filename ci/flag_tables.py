@@ -97,6 +97,7 @@ CHINESE = {
     "local_addr": "本机的地址；torchrun 自动找到的地址无法从其他机器访问时才需要",
     "eval_every_steps": "每隔多少步评测并保存一次检查点",
     "cache": "存放已解码图片的目录，在第一个 epoch 中写入：之后不再解码",
+    "cache_share": "缓存所保留的图片比例，用于只放得下一部分的磁盘",
     "prof": "训练 20 步后对 `--prof_steps` 步做性能分析，结果写入输出目录的 `output.prof`，然后结束",
     "prof_test": "同上，但在 5 步之后开始",
     "prof_steps": "`--prof` 和 `--prof_test` 分析多少步",

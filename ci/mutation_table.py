@@ -302,6 +302,8 @@ DATA = [
     Fault("common/data/cityscapes_sets.py", "scored on the training pictures",
           'WholePictures(source("val"))', 'WholePictures(source("train"))',
           "test_common_cityscapes_sets.py -k the_splits"),
+    Fault("common/data/cache.py", "--cache_share keeps everything",
+          "if not self.keeps(pair):", "if False:", "test_common_cache.py -k share"),
     Fault("common/data/cache.py", "a picture that has changed is read as it was",
           'header["sources"] != _sources(pair) or ', "", "test_common_cache.py"),
     Fault("common/data/cache.py", "what was read by any rules is believed",

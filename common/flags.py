@@ -102,6 +102,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "check_data": (bool, "open every label file before training and refuse values outside the label table"),
         "workers": (workers, "processes that read data, for each device; 'auto' shares the cores out"),
         "cache": (str, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
+        "cache_share": (float, "share of the pictures that the cache keeps, for disks with room for a part"),
     },
     "model": {
         "arch": (str, "the network of this folder"),
@@ -204,6 +205,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
 RUN: dict[str, object] = {
     "workers": "auto",
     "cache": "",
+    "cache_share": 1.0,
     "exif": None,  # such pictures are refused
     "load_from": "",
     "max_steps": 0,

@@ -4,6 +4,7 @@ import colorsys
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,11 @@ from common.errors import InputError
 from common.samples.layout import draw
 
 
+def uncached(image_size: int) -> Namespace:
+    """The values that say how training pictures are read."""
+    return Namespace(cache="", image_size=image_size, exif=None)
+
+
 def check_pairs(pairs, decode_images=False):
     check_all(pairs, read_pair, decode_images)
 
@@ -59,7 +65,7 @@ def isic(tmp_path) -> Callable[..., Path]:
 
 
 def TrainSet(pairs, image_size, *options, read=None, **more):
-    source = Source(pairs, read or data.training_reader("", image_size), INFO)
+    source = Source(pairs, read or data.training_reader(uncached(image_size)), INFO)
     return Finished(data.TrainSet(source, image_size, *options, **more))
 
 
@@ -301,7 +307,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(isic):
 def test_large_photographs_are_decoded_at_a_fraction_of_their_size(isic):
     """At an image size of 32 the work is done in 45 pixels: an eighth of 1200 is more than twice that."""
     pair = find_pairs(isic(size=(800, 1200)), "train")[0]
-    read = data.training_reader("", 32)
+    read = data.training_reader(uncached(32))
     image, mask = read(pair)
     assert image.shape == (100, 150, 3) and mask.shape == (100, 150)
     whole, lesion = read_pair(pair)
@@ -317,7 +323,9 @@ def test_large_photographs_are_decoded_at_a_fraction_of_their_size(isic):
 
 def test_small_photographs_are_decoded_as_they_are(isic):
     pair = find_pairs(isic(size=(120, 160)), "train")[0]
-    assert equal(map(torch.from_numpy, data.training_reader("", 64)(pair)), map(torch.from_numpy, read_pair(pair)))
+    assert equal(
+        map(torch.from_numpy, data.training_reader(uncached(64))(pair)), map(torch.from_numpy, read_pair(pair))
+    )
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.4, 60, 100), (1.0, 200, 200)])

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -79,7 +80,29 @@ def test_each_pair_is_decoded_once_and_equal_ever_after(pairs, folder):
 
 
 def test_without_a_folder_there_is_no_cache():
-    assert cached("", read_pair, "cityscapes") is read_pair
+    assert cached(Namespace(cache="", cache_share=1.0), read_pair, "cityscapes") is read_pair
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_share_that_is_none_is_refused(share, folder):
+    with pytest.raises(InputError, match=f"--cache_share {share}: give a share of the pictures above 0, and 1 at most"):
+        cached(Namespace(cache=str(folder), cache_share=share), read_pair, "cityscapes")
+
+
+def test_a_share_of_the_pictures_is_kept_and_the_others_are_decoded_each_time(folder, tmp_path, capsys):
+    reader = CachedReader(folder, read_pair, "c", share=0.3)
+    files = [(tmp_path / f"{index}.png", tmp_path / f"{index}_label.png") for index in range(1000)]
+    assert 250 < sum(map(reader.keeps, files)) < 350  # 300 and a standard deviation of 14
+    assert all(map(CachedReader(folder, read_pair, "c").keeps, files))
+    kept, other = (next(pair for pair in files if reader.keeps(pair) is wanted) for wanted in (True, False))
+    for pair in (kept, other):
+        Image.fromarray(np.full((4, 6, 3), 7, np.uint8)).save(pair[0])
+        Image.fromarray(np.full((4, 6), 1, np.uint8)).save(pair[1])
+    check_cache(folder, [Set([kept, other], reader)])
+    assert "0 pictures are there, 1 (about 0.00 GB) are to come, 1 are decoded each time" in capsys.readouterr().out
+    for pair in (kept, other):
+        assert reader(pair)[0].max() == 7 and reader.holds(pair) is (pair is kept)
+    assert len(list(folder.glob("*.pair"))) == 1
 
 
 def test_readers_of_different_contents_do_not_meet(pairs, folder):
@@ -287,9 +310,14 @@ def test_a_disk_that_is_too_small_is_refused_before_it_is_full(tmp_path, free, c
             path.touch()
     reading = Set(files, reader)
     gigabyte = 1 << 30
+    part = ", keep a part of them with --cache_share 0.83"
     for there, left in ((gigabyte + 700_000_000, "0.7"), (gigabyte // 2, "0.0")):  # for 100 pictures of 8 MB
         free.bytes = there
-        message = f"needs about 0.8 GB more for 100 pictures, and the disk has {left} GB to give"
+        message = (
+            f"needs about 0.8 GB more for 100 pictures, and the disk has {left} GB to give; free some, name a folder "
+            f"on another disk{part}, or leave --cache out"
+        )
+        part = ""
         with pytest.raises(InputError, match=re.escape(message)):
             check_cache(tmp_path, [reading])
     assert not list(tmp_path.glob("*.pair")) and capsys.readouterr().err == ""

@@ -8,11 +8,13 @@ that were used lately, once for all processes. Files are written whole and then 
 import contextlib
 import errno
 import json
+import math
 import mmap
 import os
 import shutil
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -38,15 +40,19 @@ class CachedReader:
     and time of change of the two sources are those that it was made from, and the rules of reading those of now (or
     such that they give the same of these sources). Where the cache cannot be written any more, or would take of the
     disk what is left free for checkpoints and logs, pictures are decoded, with one warning.
+    share: of the pictures that are kept, in (0, 1]; the same ones in every process and run, the others are decoded
+    each time.
     """
 
-    def __init__(self, folder: str | Path, read: PairReader, contents: str):
-        self.folder, self.read, self.contents = Path(folder), read, contents
+    def __init__(self, folder: str | Path, read: PairReader, contents: str, share: float = 1.0):
+        self.folder, self.read, self.contents, self.share = Path(folder), read, contents, share
         self._verified: set[Path] = set()  # by this process
         self._warned = False
 
     def __call__(self, pair: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
         """The pair's image and label, of the cache or decoded and put there. The arrays must not be written to."""
+        if not self.keeps(pair):
+            return self.read(pair)
         path = self.path_of(pair)
         if (arrays := self._load(path, pair)) is not None:
             return arrays
@@ -59,6 +65,10 @@ class CachedReader:
                 print(f"warning: --cache {self.folder} takes no more ({reason}): decoding instead", file=sys.stderr)
             self._warned = True
         return image, label
+
+    def keeps(self, pair: Sequence[Path]) -> bool:
+        """Whether the pair belongs to the share that is kept: a matter of chance, by its names."""
+        return self.share == 1 or int(self.path_of(pair).name[:8], 16) < self.share * 2**32
 
     def holds(self, pair: Sequence[Path]) -> bool:
         """Whether the pair is there as it is now."""
@@ -123,11 +133,14 @@ def _sources(pair: Iterable[Path]) -> list[list]:
     return [[os.path.basename(path), state.st_size, state.st_mtime_ns] for path, state in states]
 
 
-def cached(folder: str | Path, read: PairReader, contents: str) -> PairReader | CachedReader:
-    """`read` itself, or over a cache where --cache names a folder."""
-    if not folder:
+def cached(args: Namespace, read: PairReader, contents: str) -> PairReader | CachedReader:
+    """`read` itself, or over a cache where --cache names a folder. Raises InputError for a --cache_share of no use."""
+    if not args.cache:
         return read
-    return CachedReader(folder, read, f"{contents}, exif {read.exif}" if read.exif else contents)
+    if not 0 < args.cache_share <= 1:
+        raise InputError(f"--cache_share {args.cache_share}: give a share of the pictures above 0, and 1 at most")
+    contents = f"{contents}, exif {read.exif}" if read.exif else contents
+    return CachedReader(args.cache, read, contents, args.cache_share)
 
 
 def check_cache(folder: str | Path, datasets: Iterable) -> None:
@@ -140,20 +153,25 @@ def check_cache(folder: str | Path, datasets: Iterable) -> None:
     if not folder:
         return
     folder, used = Path(folder), [dataset for dataset in datasets if dataset is not None]
-    absent = [[pair for pair in dataset.pairs if not dataset.read.holds(pair)] for dataset in used]
+    kept = [[pair for pair in dataset.pairs if dataset.read.keeps(pair)] for dataset in used]
+    absent = [[pair for pair in pairs if not d.read.holds(pair)] for pairs, d in zip(kept, used, strict=True)]
     missing = sum(map(len, absent))
-    there = sum(len(dataset.pairs) for dataset in used) - missing
+    there = sum(map(len, kept)) - missing
     _check_folder(folder, to_write=missing > 0)
     _remove_unfinished(folder)
     needed = sum(_estimate(pairs, dataset.read) for pairs, dataset in zip(absent, used, strict=True))
     free = max(0, shutil.disk_usage(folder).free - SPARE_BYTES)
     if needed > free:
+        share = math.floor(95 * used[0].read.share * free / needed) / 100  # with a margin: what is needed is estimated
+        what_fits = f", keep a part of them with --cache_share {share:g}" if share else ""
         raise InputError(
             f"--cache {folder} needs about {needed / 1e9:.1f} GB more for {missing} pictures, and the disk has "
-            f"{free / 1e9:.1f} GB to give; free some, name a folder on another disk, or leave --cache out"
+            f"{free / 1e9:.1f} GB to give; free some, name a folder on another disk{what_fits}, or leave --cache out"
         )
     to_come = f", {missing} (about {needed / 1e9:.2f} GB) are to come" if missing else ""
-    print(f"cache {folder}: {there} pictures are there{to_come}", flush=True)
+    left_out = sum(len(dataset.pairs) for dataset in used) - there - missing
+    decoded = f", {left_out} are decoded each time" if left_out else ""
+    print(f"cache {folder}: {there} pictures are there{to_come}{decoded}", flush=True)
 
 
 def _check_folder(folder: Path, to_write: bool) -> None:

@@ -33,7 +33,7 @@ def distorted_datasets(args: Namespace) -> Datasets:
 def _datasets(args: Namespace, augmented: Callable[[Source], LabelledPictures]) -> Datasets:
     """The splits that the run uses, of the folder --data_path or of the embedded sample, drawn if it is not there."""
     root = data_root(args.data_path, LAYOUT)
-    read = cached(args.cache, read_pair._replace(exif=args.exif), LAYOUT)
+    read = cached(args, read_pair._replace(exif=args.exif), LAYOUT)
 
     def source(split: str) -> Source:
         return Source(find_pairs(root, split), read, INFO, left_out(root, split))

@@ -43,7 +43,8 @@ def fill(datasets: list, workers: int) -> None:
 
     Raises InputError, naming the file, for one that cannot be read, and when the cache cannot be written.
     """
-    missing = [(dataset.read, pair) for dataset in datasets for pair in dataset.pairs if not dataset.read.holds(pair)]
+    kept = [(dataset.read, pair) for dataset in datasets for pair in dataset.pairs if dataset.read.keeps(pair)]
+    missing = [(read, pair) for read, pair in kept if not read.holds(pair)]
     with ThreadPoolExecutor(workers) as pool:  # decoders and file systems work without the interpreter's lock
         try:
             kept = pool.map(lambda job: keep(*job), missing)
@@ -71,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         check_cache(args.cache, datasets)
         fill(datasets, cpu_cores() if args.workers == "auto" else max(1, args.workers))
         size = sum(path.stat().st_size for path in Path(args.cache).glob(f"*{SUFFIX}"))
-        print(f"all {sum(map(len, datasets))} pictures are in {args.cache}, which holds {size / 1e9:.2f} GB")
+        kept = sum(dataset.read.keeps(pair) for dataset in datasets for pair in dataset.pairs)
+        print(f"all {kept} pictures are in {args.cache}, which holds {size / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":
