@@ -1,4 +1,4 @@
-"""The two ways a run ends because of something its user can mend."""
+"""The ways a run ends because of something its user can mend."""
 
 import struct
 import zlib
@@ -21,3 +21,7 @@ class InputError(ValueError):
 
 class Diverged(ArithmeticError):
     """Training produced a value that is not finite. The message names the step; `launch` exits with 1."""
+
+
+class NotSaved(RuntimeError):
+    """The training came to its end, and its last checkpoint could not be written; `launch` exits with 1."""

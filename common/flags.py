@@ -192,7 +192,13 @@ FLAGS: dict[str, dict[str, tuple]] = {
     },
     "run": {
         "output_dir": (str, "folder of the run, in the model's folder unless it is given"),
-        "resume": (str, "continue from a checkpoints/last.pt; 'auto' takes the one of --output_dir if there is one"),
+        "resume": (
+            str,
+            "continue from a checkpoints/last.pt; 'auto': from the newest one of --output_dir that is whole, if any",
+        ),
+        "resume_anyway": (bool, "continue also with other data, seed, schedule or optimizer than the checkpoint is of"),
+        "keep": (_positive, "how many of its last checkpoints a run keeps: last.pt, and older ones as last-STEP.pt"),
+        "save_every_minutes": (amount, "additional checkpoints, every so many minutes (0: none by the clock)"),
         "save_every_steps": (_count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
         "save_every_epochs": (_count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
         "log_every_steps": (_positive, "steps between two log lines"),
@@ -237,6 +243,9 @@ RUN: dict[str, object] = {
     "validate": True,
     "output_dir": None,
     "resume": "",
+    "resume_anyway": False,
+    "keep": 2,
+    "save_every_minutes": 10,
     "save_every_steps": 0,
     "log_every_steps": 10,
     "prof": False,
@@ -275,6 +284,26 @@ PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_
 
 # What may differ between the processes of one run: where they are, and how each of them reads.
 OF_ONE_PROCESS = PATHS | {
-    "resume", "workers", "check_data", "device", "devices", "device_list", "distributed", "nnodes", "node_rank",
+    "resume", "workers", "cache_share", "check_data", "device", "devices", "device_list", "distributed", "nnodes", "node_rank",
     "master_addr", "master_port", "local_addr", "local_rank",
+}  # fmt: skip
+
+# What a run that is continued may do with each flag. With other values of these it would be another run, which is
+# refused without --resume_anyway; its length is compared in steps, and its data by what is in the files.
+ANOTHER_RUN = {
+    "dataset", "base_size", "crop_size", "min_scale", "max_scale", "cat_max_ratio", "image_size", "augmentation_prob",
+    "mask_resize", "exif", "arch", "backbone", "base_channels", "t", "label_resize", "avg_non_ignore", "schedule",
+    "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs", "lr", "min_lr", "scale_lr", "encoder_lr_factor",
+    "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay", "seed",
+}  # fmt: skip
+# It may have other values of these, and says so.
+CHANGES = {
+    "eval_protocol", "sync_bn", "amp", "precision_mode", "opt_level", "amp_dtype", "loss_scale", "hf32",
+    "fused_optimizer", "deterministic", "channels_last", "compile", "cuda_graph", "validate",
+}  # fmt: skip
+# These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.
+SAME_RUN = OF_ONE_PROCESS | {
+    "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
+    "eval_split", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from", "resume_anyway", "keep",
+    "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof", "prof_test", "prof_steps",
 }  # fmt: skip

@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -27,21 +27,14 @@ from common.device.launch import in_torchrun, is_checked, leave_group, process_c
 from common.device.placement import data_parallel, place, share_state
 from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup, synchronize
 from common.nets.backbone import load_imagenet
-from common.record.checkpoint import (
-    Progress,
-    check_evaluation,
-    continues_run,
-    find_resume,
-    load_model,
-    load_weights,
-    read_resumable,
-    resume,
-    save,
-)
+from common.record.checkpoint import Progress, check_evaluation, load_model, load_weights
 from common.record.folder import check_output_dir, finished_result
 from common.record.log import Course, RunLog
+from common.record.origin import check_continues, made_by
 from common.record.profiling import profiled
 from common.record.report import Title
+from common.record.resuming import continues_run, find_resume, read_newest, resume
+from common.record.saving import Saver
 from common.scores.evaluate import Evaluation, evaluate, example_panels
 from common.step.amp import Amp, autocast, check_device_options, effective_opt_level
 from common.step.compiling import compiled, recorded
@@ -105,12 +98,11 @@ class Run:
         self.args, self.processes, self.feed = args, processes, feed or Feed()
         self.title = Title(presets.NETWORK, "acc" if args.validate else "perf", presets.REPORTED_SCORES)
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
-        self.progress, self._resumable = Progress(0, None, 0), None
+        self.progress, self.resumed = Progress(0, None, 0), None
         self.notes: list[str] = []  # lines about how the run begins
-        self._saved_step = None
         seed_everything(args.seed)
-        self.checkpoint = find_resume(args.resume, args.output_dir)
-        self.continues = continues_run(self.checkpoint, args.output_dir)
+        self.checkpoints = find_resume(args.resume, args.output_dir)
+        self.continues = continues_run(next(iter(self.checkpoints), None), args.output_dir)
         self._check_input()
 
     def _check_input(self) -> None:
@@ -127,6 +119,9 @@ class Run:
     def build(self, build: Build) -> tuple[Datasets, nn.Module]:
         """The data sets and the network of `build`; raises InputError for files that training could not use."""
         self.datasets, model = build(self.args, self)
+        if self.resumed:
+            path, content, _ = self.resumed
+            self.notes += check_continues(path, content, self.made_by, self.args.resume_anyway)
         if not is_checked():
             self._check_data()
         return self.datasets, model
@@ -170,9 +165,11 @@ class Run:
         # batch norms over all processes see the images of all of them
         images_of_a_norm = self.images_per_step if args.sync_bn else self.device_batch_size
         model.check_shape((images_of_a_norm, 3, *self.image_size))
-        if self.checkpoint:
-            self._resumable = read_resumable(self.checkpoint, model, self.images_per_step)
-            self.notes.append(f"continuing from {self.checkpoint}")
+        if args.resume == "auto" and not self.checkpoints:
+            self.notes.append(f"--resume auto: no checkpoint in {args.output_dir}, the run starts anew")
+        if self.checkpoints:
+            self.resumed = read_newest(self.checkpoints, model, self.images_per_step)
+            self.notes += [*self.resumed.passed_over, f"continuing from {self.resumed.path}"]
         elif args.load_from:
             load_weights(args.load_from, model, from_reference)
             self.notes.append(f"initial weights: {args.load_from}")
@@ -211,9 +208,9 @@ class Run:
         args = self.args
         optimizer = fused_optimizer(kind, parameters, self.world, args.fused_optimizer, **options)
         self.amp = Amp(self.model, optimizer, self.opt_level, args.loss_scale, self.world, args.amp_dtype)
-        if self._resumable:
-            self.progress = resume(self._resumable, self.amp)
-            self._resumable = None  # as large as the network and its optimizer
+        if self.resumed:
+            self.progress = resume(self.resumed.content, self.amp)
+            self.resumed = self.resumed._replace(content={})  # it is as large as the network and its optimizer
         return optimizer
 
     def steps(self, train_set: LabelledPictures) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -230,13 +227,16 @@ class Run:
                 return
         self.network = self._shared_network()
         self.log = self._open_log()
+        self.saver = Saver(args, self.amp, self.log, self.length, self.made_by if self.world.is_main else {})
+        if self.continues:
+            self.saver.continues(self.resumed.path, first_step)
         todo = StepRange(self.device_batch_size, args.seed, first_step, self.length.total_steps)
         stream = profiled(self.feed.batches(train_set, todo, self.world, self.workers), args, self.world)
         for step, images, target in self.log.steps(stream):
             self._step = step
             yield step, images, target
-            if self._saved_step != step and any(self.due(step, every) for every in self._steps_between_saves()):
-                self._save()
+            if self.saver.is_due(step):
+                self.saver.save(step)
 
     def _shared_network(self) -> nn.Module:
         """The network of the training step: compiled or recorded where asked for, and averaging gradients."""
@@ -273,8 +273,7 @@ class Run:
 
     def due(self, step: int, every: int) -> bool:
         """Whether what is done every so many steps (0: never), and at the end, comes after this 0-based step."""
-        done = step + 1
-        return every > 0 and (done % every == 0 or done == self.length.total_steps)
+        return self.length.is_due(step, every)
 
     def evaluate(self, val_set: LabelledPictures | None) -> None:
         """Score the network on the validation set, if there is one, and write a checkpoint."""
@@ -285,20 +284,12 @@ class Run:
             metric = evaluate(self.model, val_set, val_set.metric(self.world), how)
             is_best = self.log.eval(metric)
             self.log.pictures(example_panels(self.model, val_set, EXAMPLES, how))
-        self._save(is_best)
+        self.saver.save(self._step, is_best)
 
-    def _steps_between_saves(self) -> tuple[int, int]:
-        """After how many steps a checkpoint is written besides those of the evaluations; 0: never."""
-        every_epochs = getattr(self.args, "save_every_epochs", 0)
-        return self.args.save_every_steps, every_epochs * self.length.steps_per_epoch
-
-    def _save(self, is_best: bool = False) -> None:
-        """Write a checkpoint of the present step."""
-        self.log.flush(self.amp.optimizer, self.amp)  # the last checkpoint stays a good one
-        progress = Progress(self._step + 1, self.log.best, self.images_per_step)
-        save(self.args.output_dir, self.amp, progress, is_best)
-        self._saved_step = self._step
-        self.log.restart_clock()
+    @cached_property
+    def made_by(self) -> dict:
+        """What this run's checkpoints say of it."""
+        return made_by(self.args, self.length.schedule_steps, self.datasets)
 
     @property
     def is_complete(self) -> bool:
@@ -306,8 +297,15 @@ class Run:
         return self.result is None and self.log.step == self.length.schedule_steps
 
     def finish(self, more_scores: dict[str, float] | None = None) -> dict:
-        """Write the result and the report; returns the result. more_scores: for it, besides those of the last step."""
-        return self.result or self.log.finish(more_scores)
+        """Write the result and the report; returns the result. more_scores: for it, besides those of the last step.
+
+        Raises NotSaved where the last checkpoint could not be written.
+        """
+        if self.result:
+            return self.result
+        result = self.log.finish(more_scores)
+        self.saver.check_saved()
+        return result
 
     # ---- trained weights
 
@@ -331,7 +329,7 @@ class Run:
 
         model: a second network, to take these weights.
         """
-        if dataset is None or self.log.best is None:
+        if dataset is None or self.log.best is None or self.saver.is_unsaved("best.pt"):
             reason = f"there is no {name}/" if dataset is None else "no weights are best"
             self.log.say(f"the split {name} is not evaluated: {reason}")
             return {}

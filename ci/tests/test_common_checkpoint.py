@@ -1,4 +1,4 @@
-"""common/record/checkpoint.py: what a run writes, what is no checkpoint, and a run that comes back as it was."""
+"""common/record/checkpoint.py and resuming.py: what is a checkpoint and what is none, and a run that comes back."""
 
 import os
 import pickle
@@ -13,28 +13,21 @@ from torch import nn
 from ci.tests.common_workers import Normalised, seeded_model, world
 from ci.tests.folders import FOLDERS, carry_out
 from common.errors import InputError
-from common.record.checkpoint import (
-    Progress,
-    continues_run,
-    find_resume,
-    load_model,
-    load_weights,
-    read,
-    read_resumable,
-    resume,
-    save,
-)
+from common.record.checkpoint import FIELDS, TRAINING_FIELDS, Progress, load_model, load_weights, read, state_of
+from common.record.resuming import continues_run, find_resume, read_newest, resume
+from common.record.tensors import Unusable
 from common.step.amp import Amp
 from common.step.schedule import set_lr
 
 IMAGES_PER_STEP = 8
+MADE_BY = {"flags": {}, "data": {}, "code": {}, "schedule_steps": 9, "changes": []}
 
 
-def started(level="O0", lr=0.1, model=None, fused=True, scale="dynamic", rank=0) -> Amp:
+def started(level="O0", lr=0.1, model=None, fused=True, scale="dynamic") -> Amp:
     """A network and its optimizer before the first step."""
     model = model or seeded_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, fused=fused)
-    return Amp(model, optimizer, level, scale, world(rank, rank + 1))
+    return Amp(model, optimizer, level, scale, world())
 
 
 def train(amp, steps):
@@ -48,12 +41,23 @@ def train(amp, steps):
     return losses
 
 
-def saved(folder, level="O0", steps=4, is_best=False, best=0.25, rank=0) -> Amp:
+def save(folder, amp, progress) -> None:
+    """Write last.pt and best.pt."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for name, state in zip(("best.pt", "last.pt"), state_of(amp, progress, MADE_BY), strict=True):
+        torch.save(state, folder / "checkpoints" / name)
+
+
+def saved(folder, level="O0", steps=4, best=0.25) -> Amp:
     """What has been trained for some steps and saved."""
-    amp = started(level, rank=rank)
+    amp = started(level)
     train(amp, range(steps))
-    save(folder, amp, Progress(steps, best, IMAGES_PER_STEP), is_best)
+    save(folder, amp, Progress(steps, best, IMAGES_PER_STEP))
     return amp
+
+
+def read_resumable(path, model, images_per_step) -> dict:
+    return read_newest([path], model, images_per_step).content
 
 
 def last(folder) -> Path:
@@ -68,27 +72,9 @@ def own_options(amp) -> list[dict]:
 # ---- writing
 
 
-def test_only_the_best_so_far_is_written_to_best(tmp_path):
-    saved(tmp_path)
-    assert os.listdir(tmp_path / "checkpoints") == ["last.pt"]
-    model = saved(tmp_path, steps=5, is_best=True, best=0.5).model
-    best = read(tmp_path / "checkpoints" / "best.pt")
-    assert (best["best"], best["steps_done"]) == (0.5, 5)
-    assert "optimizer" not in best and "amp" not in best
-    saved(tmp_path, steps=6)
-    assert read(tmp_path / "checkpoints" / "best.pt")["steps_done"] == 5
-    assert read(last(tmp_path))["steps_done"] == 6
-    assert all(torch.equal(value, best["model"][name]) for name, value in model.state_dict().items())
-
-
-def test_only_the_main_process_writes(tmp_path):
-    saved(tmp_path, rank=1)
-    assert not os.listdir(tmp_path)
-
-
 @pytest.mark.parametrize("level", ["O0", "O2"])
 def test_the_file_holds_no_pickled_objects_and_float32_weights(tmp_path, level):
-    saved(tmp_path, level, is_best=True)
+    saved(tmp_path, level)
     for name in ("last.pt", "best.pt"):
         content = torch.load(tmp_path / "checkpoints" / name, weights_only=True)
         assert content["images_per_step"] == IMAGES_PER_STEP
@@ -143,12 +129,13 @@ def test_a_resumed_run_uses_its_own_rates_and_its_own_way_to_compute(tmp_path):
     assert other.optimizer.param_groups[0]["lr"] == 0.0125
 
 
-def test_a_checkpoint_of_other_options_is_refused_with_both_sides_named(tmp_path):
+def test_a_checkpoint_of_another_network_is_refused_with_both_shapes(tmp_path):
     saved(tmp_path)
     wider = Normalised()
     wider.head = nn.Conv2d(3, 9, 1)
-    with pytest.raises(InputError, match=r"\{'width': 3\}.*size mismatch for head.weight") as error:
-        resume(read(last(tmp_path)), started(model=wider))
+    expected = r"of another shape: .* head\.weight \(\[4, 3, 1, 1\] in the file, \[9, 3, 1, 1\] needed\)"
+    with pytest.raises(InputError, match=expected) as error:
+        read_resumable(last(tmp_path), wider, IMAGES_PER_STEP)
     assert "\n" not in str(error.value)
 
 
@@ -156,12 +143,20 @@ def test_an_optimizer_of_other_groups_is_refused(tmp_path):
     saved(tmp_path)
     model = seeded_model()
     optimizer = torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.1)
-    with pytest.raises(InputError, match="parameter groups"):
+    with pytest.raises(InputError, match=r"parameter groups of \[4\] tensors, and this run one of \[1, 1, 1, 1\]"):
         resume(read(last(tmp_path)), Amp(model, optimizer, "O0", "1", world()))
 
 
+def test_the_state_of_an_optimizer_of_other_weights_is_refused(tmp_path):
+    saved(tmp_path)
+    content = read(last(tmp_path))
+    content["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(7)
+    with pytest.raises(InputError, match=r"momentum_buffer \[7\] for a weight of \[\d"):
+        resume(content, started())
+
+
 def test_weights_alone_and_checkpoints_of_another_network_cannot_be_continued(tmp_path):
-    saved(tmp_path, is_best=True)
+    saved(tmp_path)
     with pytest.raises(InputError, match=r"best\.pt holds weights and no training state.*--load_from"):
         read_resumable(tmp_path / "checkpoints" / "best.pt", seeded_model(), IMAGES_PER_STEP)
     torch.save(seeded_model().state_dict(), tmp_path / "foreign.pth")
@@ -199,12 +194,18 @@ def test_load_model_refuses_a_checkpoint_that_the_folder_does_not_build(tmp_path
 
 
 def test_find_resume(tmp_path):
-    assert find_resume("", tmp_path) is None
-    assert find_resume("auto", tmp_path) is None
+    assert find_resume("", tmp_path) == find_resume("auto", tmp_path) == []
     saved(tmp_path)
-    assert find_resume("auto", str(tmp_path)) == last(tmp_path)
-    assert find_resume(str(last(tmp_path)), tmp_path / "else" / "where") == last(tmp_path)
-    assert find_resume("", tmp_path) is None
+    assert find_resume("auto", str(tmp_path)) == [last(tmp_path)]
+    assert find_resume(str(last(tmp_path)), tmp_path / "else" / "where") == [last(tmp_path)]
+    assert find_resume("", tmp_path) == []
+    names = ["last-9.pt", "last-10.pt", "last-x.pt", "last-11.pt.old"]
+    for name in names:
+        (tmp_path / "checkpoints" / name).touch()
+    found = find_resume("auto", tmp_path)
+    assert [path.name for path in found] == ["last.pt", "last-10.pt", "last-9.pt"]
+    last(tmp_path).unlink()
+    assert find_resume("auto", tmp_path) == found[1:]
 
 
 @pytest.mark.parametrize("name", ["nowhere.pt", "folder"])
@@ -230,8 +231,164 @@ def test_a_run_whose_checkpoints_lie_on_another_disk_is_the_same_run(tmp_path):
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for output_dir in (tmp_path / "run", tmp_path / "link"):
-        assert continues_run(find_resume("auto", output_dir), tmp_path / "run")
-    assert not continues_run(find_resume("auto", tmp_path / "run"), tmp_path / "disk")
+        assert continues_run(find_resume("auto", output_dir)[0], tmp_path / "run")
+    assert not continues_run(find_resume("auto", tmp_path / "run")[0], tmp_path / "disk")
+
+
+# ---- fields
+
+
+def spoilt(folder, field, value) -> Path:
+    """A last.pt with another value in a field; None: without the field."""
+    saved(folder)
+    content = torch.load(last(folder), weights_only=True)
+    if value is None:
+        del content[field]
+    else:
+        content[field] = value
+    torch.save(content, last(folder))
+    return last(folder)
+
+
+@pytest.mark.parametrize("field", list({**FIELDS, **TRAINING_FIELDS}))
+def test_a_field_that_is_missing_is_named(tmp_path, field):
+    with pytest.raises(Unusable, match=rf"last\.pt is spoilt: its field {field} is missing"):
+        read(spoilt(tmp_path, field, None))
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("steps_done", -5, "is -5 and not a whole number of at least 0"),
+        ("steps_done", "x", "is 'x' and not a whole"),
+        ("steps_done", True, "is True and not a whole"),
+        ("images_per_step", 0, "is 0 and not a whole number of at least 1"),
+        ("best", float("nan"), "is nan and not a finite number"),
+        ("best", "good", "is 'good' and not a finite number"),
+        ("model", [torch.zeros(1)], "is a list and not a dictionary of tensors"),
+        ("model", {"head.weight": 1.0}, "is a dict and not a dictionary of tensors"),
+        ("options", [], "is a list and not a dictionary"),
+        ("model_class", 3, "is 3 and not a name"),
+        ("made_by", {"flags": {}}, "is a dict and not a description of the run"),
+        ("optimizer", {"state": {}}, "is a dict and not the state of an optimizer"),
+        ("optimizer", {"state": {0: 1}, "param_groups": []}, "is a dict and not the state of an optimizer"),
+        ("optimizer", {"state": {}, "param_groups": [{"lr": 1}]}, "is a dict and not the state of an optimizer"),
+        ("amp", {"scaler": {}, "dynamic": 1, "skipped_steps": 0}, "is a dict and not the state of mixed precision"),
+        ("amp", {"scaler": {}, "dynamic": True, "skipped_steps": -1}, "is a dict and not the state of mixed"),
+    ],
+)
+def test_a_field_of_another_type_or_value_is_named(tmp_path, field, value, words):
+    with pytest.raises(Unusable, match=rf"last\.pt is spoilt: its field {field} {words}") as error:
+        read(spoilt(tmp_path, field, value))
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_the_version_before_needs_no_field_of_this_one(tmp_path):
+    path = spoilt(tmp_path, "made_by", None)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "format": "segmentation-zoo-1"}, path)
+    assert read(path)["steps_done"] == 4
+
+
+@pytest.mark.parametrize("version, error", [("3", "has the format segmentation-zoo-3 of a newer version"), ("x", None)])
+def test_a_checkpoint_of_a_version_to_come_is_not_taken_for_a_damaged_one(tmp_path, version, error):
+    path = spoilt(tmp_path, "format", f"segmentation-zoo-{version}")
+    if error is None:
+        assert read(path)["steps_done"] == 4
+        return
+    with pytest.raises(InputError, match=error) as raised:
+        read(path)
+    assert not isinstance(raised.value, Unusable)
+
+
+@pytest.mark.parametrize("where", ["model", "optimizer"])
+def test_values_that_are_not_finite_are_refused_with_their_tensor(tmp_path, where):
+    saved(tmp_path)
+    content = torch.load(last(tmp_path), weights_only=True)
+    tensor = (
+        content["model"]["head.weight"] if where == "model" else content["optimizer"]["state"][2]["momentum_buffer"]
+    )
+    tensor.view(-1)[:2] = torch.tensor([float("nan"), float("inf")])
+    torch.save(content, last(tmp_path))
+    name = {"model": r"model\.head\.weight", "optimizer": r"optimizer\.state\.2\.momentum_buffer"}[where]
+    for attempt in (lambda: load_weights(last(tmp_path), Normalised()), lambda: read(last(tmp_path))):
+        with pytest.raises(Unusable, match=rf"last\.pt holds values that are not finite: {name} \(2 of 12 values\)"):
+            attempt()
+
+
+def test_weights_of_others_that_are_not_finite_are_refused_where_they_are_used(tmp_path):
+    state = trained_state()
+    torch.save({**state, "loss": torch.tensor(float("nan"))}, tmp_path / "w.pth")
+    load_weights(tmp_path / "w.pth", Normalised(), lambda content: {k: v for k, v in content.items() if k != "loss"})
+    state["norm.running_var"][1] = float("inf")
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(Unusable, match=r"w\.pth .* not finite: norm\.running_var \(1 of 3 values\)"):
+        load_weights(tmp_path / "w.pth", Normalised())
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.complex64])
+def test_weights_of_another_type_are_refused(tmp_path, kind):
+    state = trained_state()
+    torch.save({**state, "head.weight": state["head.weight"].to(kind)}, tmp_path / "w.pth")
+    words = rf"1 of another type: head\.weight \({str(kind)[6:]} in the file, float32 needed\)"
+    with pytest.raises(InputError, match=words):
+        load_weights(tmp_path / "w.pth", Normalised())
+
+
+def test_weights_in_half_precision_are_taken(tmp_path):
+    state = {name: value.half() if value.is_floating_point() else value for name, value in trained_state().items()}
+    torch.save(state, tmp_path / "w.pth")
+    model = Normalised()
+    load_weights(tmp_path / "w.pth", model)
+    assert torch.equal(model.head.weight, state["head.weight"].float())
+
+
+# ---- the newest that is whole
+
+
+def newest_of_three(folder, damaged: int) -> list[Path]:
+    """Three checkpoints, of which the newest ones are cut off."""
+    saved(folder)
+    content = torch.load(last(folder), weights_only=True)
+    paths = [last(folder), *(folder / "checkpoints" / f"last-{step}.pt" for step in (3, 2))]
+    for path, step in zip(paths, (4, 3, 2), strict=True):
+        torch.save({**content, "steps_done": step}, path)
+    for path in paths[:damaged]:
+        path.write_bytes(path.read_bytes()[:-200])
+    return paths
+
+
+@pytest.mark.parametrize("damaged, steps_done", [(0, 4), (1, 3), (2, 2)])
+def test_the_newest_that_is_whole_is_taken_and_the_others_are_named(tmp_path, damaged, steps_done):
+    paths = newest_of_three(tmp_path, damaged)
+    path, content, passed_over = read_newest(find_resume("auto", tmp_path), seeded_model(), IMAGES_PER_STEP)
+    assert (path, content["steps_done"]) == (paths[damaged], steps_done)
+    assert len(passed_over) == damaged
+    for line, bad in zip(passed_over, paths, strict=False):
+        assert line.startswith(f"passed over: {bad} is damaged, cut off (")
+
+
+def test_where_none_is_whole_nothing_is_started(tmp_path):
+    newest_of_three(tmp_path, 3)
+    with pytest.raises(Unusable, match="none of the 3 checkpoints in .* is whole .*start anew without --resume"):
+        read_newest(find_resume("auto", tmp_path), seeded_model(), IMAGES_PER_STEP)
+
+
+def test_a_file_that_is_named_has_none_besides_it(tmp_path):
+    paths = newest_of_three(tmp_path, 1)
+    with pytest.raises(
+        Unusable, match=r"last-3\.pt, last-2\.pt beside it: --resume auto takes the newest that is whole"
+    ):
+        read_newest(paths[:1], seeded_model(), IMAGES_PER_STEP)
+    with pytest.raises(Unusable, match=r"last\.pt is damaged, cut off"):
+        load_weights(paths[0], seeded_model())
+
+
+def test_one_of_another_run_is_not_passed_over(tmp_path):
+    newest_of_three(tmp_path, 0)
+    with pytest.raises(InputError, match="in steps of 8 images, this is one in steps of 16") as error:
+        read_newest(find_resume("auto", tmp_path), seeded_model(), 16)
+    assert not isinstance(error.value, Unusable)
 
 
 # ---- files that are none
@@ -306,7 +463,7 @@ def assert_loaded(model, state):
 
 
 def test_load_weights_of_our_checkpoints(tmp_path):
-    trained = saved(tmp_path, is_best=True).model
+    trained = saved(tmp_path).model
     for name in ("last.pt", "best.pt"):
         model = Normalised()
         load_weights(tmp_path / "checkpoints" / name, model, from_reference=lambda content: pytest.fail("not foreign"))
@@ -343,13 +500,13 @@ def test_missing_unexpected_and_misshaped_weights_are_counted_and_named(tmp_path
     message = str(error.value)
     assert "2 missing: head.bias, norm.weight" in message
     assert "5 unexpected: fc.0, fc.1, fc.2, ..." in message
-    assert "1 of another shape: head.weight" in message
+    assert "1 of another shape: head.weight ([7, 3, 1, 1] in the file, [4, 3, 1, 1] needed)" in message
     assert "w.pth" in message and "Normalised {'width': 3}" in message and "\n" not in message
     assert_loaded(model, before)  # nothing is half loaded
 
 
 def test_our_checkpoint_of_other_options_is_refused_naming_them(tmp_path):
-    saved(tmp_path, is_best=True)
+    saved(tmp_path)
     wider = Normalised()
     wider.options = {"width": 5}
     wider.head = nn.Conv2d(3, 9, 1)
@@ -374,5 +531,7 @@ def test_skipped_names_keep_their_values_and_may_be_missing_or_misshaped(tmp_pat
 
 def test_a_training_state_that_is_no_weights_is_refused(tmp_path):
     torch.save({"norm.weight": "text", "state": {}, "param_groups": []}, tmp_path / "o.pth")
-    with pytest.raises(InputError, match=r"missing: head\.bias, .*2 unexpected: param_groups, state; .*norm\.weight"):
+    with pytest.raises(
+        InputError, match=r"missing: head\.bias, .*2 unexpected: param_groups, state; 1 not a tensor: norm\.weight"
+    ):
         load_weights(tmp_path / "o.pth", seeded_model())

@@ -9,7 +9,6 @@ from PIL import Image
 
 from common.data.pictures import DatasetInfo
 from common.errors import InputError
-from common.record.checkpoint import FORMAT
 from common.scores.predict import colour, find_images, overlay, panel, parse_predict_args, predict, result_names
 
 PALETTE = [(10, 20, 30), (40, 50, 60), (255, 0, 1)]
@@ -47,13 +46,13 @@ WEIGHTS = {"classifier.weight": torch.eye(3)[:, :, None, None]}
 
 def our_checkpoint(path, **other):
     content = {
-        "format": FORMAT,
+        "format": "segmentation-zoo-1",
         "model_class": "BrightestChannel",
         "options": {"num_classes": 3, "backbone": "small"},
         "model": WEIGHTS,
         "steps_done": 7,
         "best": 0.5,
-        "config": {},
+        "images_per_step": 8,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({**content, **other}, path)

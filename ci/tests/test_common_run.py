@@ -17,6 +17,7 @@ from common.device.launch import CHECKED
 from common.device.world import World
 from common.errors import InputError
 from common.nets.backbone import ResNet
+from common.record.saving import Saver
 from common.run import Feed, Run, carry_out
 from common.step.norm import CpuSyncBatchNorm
 
@@ -277,13 +278,14 @@ def test_a_checkpoint_comes_with_each_evaluation_and_as_often_as_asked_for_and_n
     tmp_path, monkeypatch, flags, saved
 ):
     """An evaluation is due every third step of eight; an epoch has four."""
-    steps, real = [], run_module.save
+    steps, real = [], Saver._write
 
-    def save(output_dir, amp, progress, is_best=False):
-        steps.append((progress.steps_done, progress.images_per_step))
-        real(output_dir, amp, progress, is_best)
+    def write(saver, name, state):
+        if name == "last.pt":
+            steps.append((state["steps_done"], state["images_per_step"]))
+        real(saver, name, state)
 
-    monkeypatch.setattr(run_module, "save", save)
+    monkeypatch.setattr(Saver, "_write", write)
     whole(tmp_path / "run", **flags)
     assert steps == [(step, 2) for step in saved]
     evaluated = [row["step"] for row in metric_rows(tmp_path / "run", "eval")]

@@ -438,7 +438,10 @@ def test_processes_are_compared_before_they_work_together(folder, data, finished
     monkeypatch.setattr("common.run.check_same", compare)
     before = sorted(run.rglob("*"))
     evaluation = {"evaluate": 1, "checkpoint": run / "checkpoints" / "last.pt", "lr": 0.5}
-    for output_dir, flags in ((run, {"resume": "auto", "lr": 0.5}), (tmp_path / "scored", evaluation)):
+    for output_dir, flags in (
+        (run, {"resume": "auto", "resume_anyway": 1, "lr": 0.5}),
+        (tmp_path / "scored", evaluation),
+    ):
         with pytest.raises(InputError, match="they differ"):
             train(folder, data, output_dir, **flags)
     assert sorted(run.rglob("*")) == before and not (tmp_path / "scored").exists()
@@ -488,7 +491,7 @@ def test_what_takes_long_is_done_once_in_a_process(folder, purpose, data, finish
     monkeypatch.setattr(entry, "build_datasets", counted("data sets", entry.build_datasets))
     monkeypatch.setattr(entry, "build_model", counted("network", entry.build_model))
     monkeypatch.setattr(torch, "load", counted("checkpoint", torch.load))
-    flags = {"training": {"resume": weights, "epochs": 3, "max_steps": STEPS + 1, "validate": 0}}
+    flags = {"training": {"resume": weights, "resume_anyway": 1, "epochs": 3, "max_steps": STEPS + 1, "validate": 0}}
     flags["evaluation"] = {"evaluate": 1, "checkpoint": weights}
     args = parsed(folder, **flags_of(folder, data, tmp_path / "run", **flags[purpose], deterministic=0))
     launch(entry.main, entry.build, args, module(folder, "presets"))

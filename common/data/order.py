@@ -77,6 +77,11 @@ class Length(NamedTuple):
     schedule_steps: int  # of the whole training: what the learning rate follows
     total_steps: int  # of this run, which --max_steps may end earlier
 
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether what is done every so many steps (0: never), and at the end, comes after this 0-based step."""
+        done = step + 1
+        return every > 0 and (done % every == 0 or done == self.total_steps)
+
 
 def images_of_one_device(args: Namespace, processes: int) -> int:
     """Training images of one device in a step, from --device_batch_size or, where it is given, --total_batch_size."""

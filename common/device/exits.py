@@ -11,7 +11,7 @@ import traceback
 
 import torch.distributed as dist
 
-from common.errors import Diverged, InputError
+from common.errors import Diverged, InputError, NotSaved
 
 OUT_OF_MEMORY_WORDS = 160  # letters of such an error that say how much was asked for; the rest is for programmers
 
@@ -42,7 +42,7 @@ def _in_words(error: Exception) -> tuple[str, int]:
     said = " ".join(str(error).split())
     if isinstance(error, InputError):
         return f"error: {error}", 2
-    if isinstance(error, Diverged):
+    if isinstance(error, Diverged | NotSaved):
         return f"stopped: {error}", 1
     if isinstance(error, PermissionError) and error.filename:
         return f"error: no permission for {error.filename}; have its owner give it, or name another path", 2

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.record.checkpoint import load_tensors
+from common.record.tensors import check_finite, load_tensors
 
 DOWNLOAD_TIMEOUT_SECONDS = 10  # of a connection without answer: a machine without network is to say so soon
 WEIGHT_SUFFIXES = (".pth", ".pt", ".zip")
@@ -259,7 +259,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         member = _zipped_checkpoint(path)
         if member is None:
-            checkpoint = load_tensors(path, path)
+            checkpoint = load_tensors(path)
         else:
             with zipfile.ZipFile(path) as archive:
                 checkpoint = load_tensors(path, io.BytesIO(archive.read(member)))
@@ -295,9 +295,14 @@ def load_imagenet(backbone: nn.Module, path: str | Path) -> str:
         if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }
     wanted = {name: value for name, value in backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
-    unfit = {name for name in wanted if name not in offered or offered[name].shape != wanted[name].shape}
+    unfit = {
+        name
+        for name in wanted
+        if name not in offered or offered[name].shape != wanted[name].shape or not offered[name].is_floating_point()
+    }
     unfit_parts = {_part(name) for name in unfit}
     taken = {name: offered[name] for name in wanted if _part(name) not in unfit_parts}
+    check_finite(Path(path), taken)
     unused = len(offered) - len(taken)
     if 2 * len(taken) < max(len(wanted), len(offered)):
         raise InputError(

@@ -1,18 +1,23 @@
-"""Files of weights and of training state: written atomically, read with weights_only=True."""
+"""The format of our checkpoints, and files of weights: checked as they are read, before anything is made of them.
 
-import warnings
+A checkpoint is a dictionary of tensors, numbers and text that torch.load reads with weights_only=True. Its fields are
+those of `FIELDS`; a last.pt has those of `TRAINING_FIELDS` too. `format` says which version of them.
+"""
+
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.record.files import write_atomically
+from common.record.tensors import Unusable, check_finite, load_tensors
 from common.step.amp import Amp
 
-FORMAT = "segmentation-zoo-1"
+FORMAT_NAME = "segmentation-zoo-"
+VERSION = 2  # 1: without made_by
+FORMAT = f"{FORMAT_NAME}{VERSION}"
 
 
 class Progress(NamedTuple):
@@ -23,27 +28,22 @@ class Progress(NamedTuple):
     images_per_step: int  # of all devices
 
 
-def save(output_dir: str | Path, amp: Amp, progress: Progress, is_best: bool = False) -> None:
-    """Write checkpoints/last.pt (everything a run needs to continue) and, when `is_best`, best.pt (weights).
+def state_of(amp: Amp, progress: Progress, made_by: dict) -> tuple[dict, dict]:
+    """(What best.pt holds, weights; what last.pt holds, everything a run needs to continue), on the CPU.
 
-    The main process writes; the others return at once. Weights are float32 at every opt level, and all tensors are on
-    the CPU: torch_npu writes those of an NPU in a form of its own, which weights_only=True may refuse. `model.options`
-    and the class name of the model let a file be recognised.
+    Weights are float32 at every opt level. torch_npu writes tensors of an NPU in a form of its own, which
+    weights_only=True may refuse. `model.options` and the class name of the model let a file be recognised.
+    made_by: of `common.record.origin`.
     """
-    if not amp.world.is_main:
-        return
-    state = {
+    weights = {
         "format": FORMAT,
         "model_class": type(amp.model).__name__,
         "options": amp.model.options,
         "model": _on_cpu(amp.model_state()),
+        "made_by": made_by,
         **progress._asdict(),
     }
-    folder = Path(output_dir) / "checkpoints"
-    if is_best:
-        write_atomically(folder / "best.pt", lambda file: torch.save(state, file))
-    state |= {"optimizer": _on_cpu(amp.optimizer.state_dict()), "amp": _on_cpu(amp.state_dict())}
-    write_atomically(folder / "last.pt", lambda file: torch.save(state, file))
+    return weights, weights | {"optimizer": _on_cpu(amp.optimizer.state_dict()), "amp": _on_cpu(amp.state_dict())}
 
 
 def _on_cpu(value):
@@ -55,32 +55,118 @@ def _on_cpu(value):
     return [_on_cpu(item) for item in value] if isinstance(value, list) else value
 
 
-def load_tensors(path: Path, source):
-    """What torch.load makes of `source` (a file or a file object), on the CPU, without running code of the file.
+# ---- what a file must hold
 
-    Raises InputError, naming `path`, for a file that is damaged, cut off, or holds other things than tensors.
+
+def _is_count(value, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_score(value) -> bool:
+    return value is None or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_named(value, kind: type = object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) and isinstance(of, kind) for key, of in value.items())
+
+
+def _is_optimizer(value) -> bool:
+    """As torch.optim.Optimizer.state_dict makes it."""
+    return (
+        _is_named(value)
+        and isinstance(value.get("state"), dict)
+        and all(map(_is_named, value["state"].values()))
+        and isinstance(value.get("param_groups"), list)
+        and all(_is_named(group) and isinstance(group.get("params"), list) for group in value["param_groups"])
+    )
+
+
+def _is_amp(value) -> bool:
+    """As `Amp.state_dict` makes it."""
+    return (
+        _is_named(value)
+        and _is_named(value.get("scaler"))
+        and isinstance(value.get("dynamic"), bool)
+        and _is_count(value.get("skipped_steps"))
+    )
+
+
+def _is_made_by(value) -> bool:
+    """As `common.record.origin.made_by` makes it."""
+    return (
+        _is_named(value)
+        and all(_is_named(value.get(name)) for name in ("flags", "data", "code"))
+        and _is_count(value.get("schedule_steps"))
+        and isinstance(value.get("changes"), list)
+    )
+
+
+# name -> (what it has to be, the same in words)
+FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "model_class": (lambda value: isinstance(value, str), "a name"),
+    "options": (_is_named, "a dictionary by name"),
+    "model": (lambda value: _is_named(value, Tensor), "a dictionary of tensors by name"),
+    "steps_done": (_is_count, "a whole number of at least 0"),
+    "best": (_is_score, "a finite number or none"),
+    "images_per_step": (lambda value: _is_count(value, least=1), "a whole number of at least 1"),
+    "made_by": (_is_made_by, "a description of the run"),
+}
+TRAINING_FIELDS = {
+    "optimizer": (_is_optimizer, "the state of an optimizer"),
+    "amp": (_is_amp, "the state of mixed precision"),
+}
+
+
+def is_ours(content: dict) -> bool:
+    """Whether a file says that it is a checkpoint of this repository, of whatever version."""
+    return str(content.get("format", "")).startswith(FORMAT_NAME)
+
+
+def is_training_state(content: dict) -> bool:
+    """Whether a run can continue from it; else it holds weights."""
+    return is_ours(content) and bool(TRAINING_FIELDS.keys() & content.keys())
+
+
+def version_of(content: dict) -> int | None:
+    """The version of a checkpoint of ours; None for what is no number."""
+    number = content["format"].removeprefix(FORMAT_NAME)
+    return int(number) if number.isascii() and number.isdigit() else None
+
+
+def _check_fields(path: Path, content: dict) -> None:
+    """Raise Unusable, naming the field, for a file that says it is ours and is not as we write it.
+
+    Raises InputError for one of a version to come.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol, for files that are refused below anyway
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        if "Weights only load failed" in str(error) or "Unsupported" in str(error):
-            reason = "holds objects other than tensors, or is no file of weights"
-        else:
-            reason = f"is damaged, cut off ({path.stat().st_size} bytes) or no file of weights"
-        raise InputError(f"{path} {reason}; give another file") from error
+    version = version_of(content)
+    if version is not None and version > VERSION:
+        raise InputError(
+            f"{path} has the format {content['format']} of a newer version, and this one reads up to {FORMAT}; "
+            "update this repository, or give another file"
+        )
+    wanted = {name: field for name, field in FIELDS.items() if name != "made_by" or version != 1}
+    for name, (is_right, words) in (wanted | (TRAINING_FIELDS if is_training_state(content) else {})).items():
+        if name not in content:
+            raise Unusable(f"{path} is spoilt: its field {name} is missing ({words}); give another file")
+        if not is_right(content[name]):
+            value = content[name]
+            shown = repr(value)[:40] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+            raise Unusable(f"{path} is spoilt: its field {name} is {shown} and not {words}; give another file")
 
 
 def read(path: str | Path) -> dict:
     """The content of a checkpoint file, on the CPU.
 
-    Raises InputError for one that is missing, damaged or not a checkpoint.
+    Raises InputError for one that is missing, may not be read or is of a newer version, and Unusable, naming field or
+    tensor, for one that is damaged, not a checkpoint, or holds what no training has written, such as nan.
     """
     path = check_exists(path)
-    content = load_tensors(path, path)
+    content = load_tensors(path)
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} holds a {type(content).__name__} and no weights; give a checkpoint file")
+        raise Unusable(f"{path} holds a {type(content).__name__} and no weights; give a checkpoint file")
+    if is_ours(content):
+        _check_fields(path, content)
+        check_finite(path, content)
     return content
 
 
@@ -91,74 +177,7 @@ def check_exists(path: str | Path) -> Path:
     return Path(path)
 
 
-def find_resume(resume: str, output_dir: str | Path) -> Path | None:
-    """The file that --resume means: 'auto' is the last checkpoint of the run in `output_dir`, if there is one.
-
-    Raises InputError where a file is named and is not there.
-    """
-    if resume == "auto":
-        last = Path(output_dir) / "checkpoints" / "last.pt"
-        return last if last.exists() else None
-    return check_exists(resume) if resume else None
-
-
-def continues_run(checkpoint: Path | None, output_dir: str | Path) -> bool:
-    """Whether a run resumed from `checkpoint` goes on in the folder of the run that wrote it."""
-    # the folder as it is named: checkpoints/ may be a link to a larger disk
-    return checkpoint is not None and checkpoint.absolute().parent.parent.resolve() == Path(output_dir).resolve()
-
-
-def read_resumable(path: str | Path, model: nn.Module, images_per_step: int) -> dict:
-    """A checkpoint that training `model` can continue from.
-
-    Raises InputError for weights alone, for another model's, and for one whose steps were of another size: which images
-    have been seen, and where the schedule stands, is counted in steps.
-    """
-    content = read(path)
-    if content.get("format") != FORMAT or "optimizer" not in content:
-        raise InputError(
-            f"{path} holds weights and no training state; continue from a checkpoints/last.pt, or start a new run "
-            "from these weights with --load_from"
-        )
-    made, wanted = (
-        f"{content['model_class']} {content['options']}",
-        f"{type(model).__name__} {model.options}",
-    )
-    if made != wanted:
-        raise InputError(f"{path} is of a run of {made}, this is one of {wanted}; continue with the same model")
-    if content["images_per_step"] != images_per_step:
-        raise InputError(
-            f"{path} is of a run in steps of {content['images_per_step']} images, this is one in steps of "
-            f"{images_per_step}; continue with the same --device_batch_size and number of devices, or start from its "
-            "weights with --load_from"
-        )
-    return content
-
-
-def resume(content: dict, amp: Amp) -> Progress:
-    """Put back what `read_resumable` read; returns how far that run had come.
-
-    The optimizer keeps the rates and the implementation (fused or not) that it was made with: what the command line
-    says holds, and a run can move to a device of another kind.
-    """
-    optimizer = amp.optimizer
-    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    try:
-        amp.load_model_state(content["model"])
-        for saved, values in zip(content["optimizer"]["param_groups"], own, strict=False):
-            saved["fused"] = values.get("fused")  # decides on which device Adam's numbers of steps have to be
-        optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"the checkpoint was made by a run of other options ({content['options']}): "
-            f"{' '.join(str(error).split())[:200]}; resume with the options of that run"
-        ) from error
-    for group, values in zip(optimizer.param_groups, own, strict=True):
-        parameters = group["params"]
-        group.clear()
-        group.update(values, params=parameters)
-    amp.load_state_dict(content["amp"])
-    return Progress(content["steps_done"], content["best"], content["images_per_step"])
+# ---- weights
 
 
 def load_weights(
@@ -168,33 +187,43 @@ def load_weights(
     skip: tuple[str, ...] = (),
 ) -> None:
     """Read the file, and load its weights: see `_take_weights`."""
-    _take_weights(read(path), path, model, from_reference, skip)
+    _take_weights(read(path), Path(path), model, from_reference, skip)
 
 
-def _take_weights(
-    content: dict, path: str | Path, model: nn.Module, from_reference, skip: tuple[str, ...] = ()
-) -> None:
+def _take_weights(content: dict, path: Path, model: nn.Module, from_reference, skip: tuple[str, ...] = ()) -> None:
     """Load the weights of one of our checkpoints, or of the reference's through the folder's `from_reference`.
 
     Parameters whose name starts with an entry of `skip` are left as they are (a new classifier, for example).
-    Raises InputError that counts and names missing and unexpected keys, and shapes that do not fit.
+    Raises InputError that counts and names what does not fit, and Unusable for weights that are not finite.
     """
-    if content.get("format") == FORMAT:
-        state = content["model"]
-    else:
-        state = from_reference(content) if from_reference else content
-    own = model.state_dict()
+    state = content["model"] if is_ours(content) else from_reference(content) if from_reference else content
     state = {name: value for name, value in state.items() if not name.startswith(skip or ("\0",))}
-    wanted = {name for name in own if not name.startswith(skip or ("\0",))}
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # old files lack them
+    check_fit(content, state, path, model, skip)
+    check_finite(path, state)
+    model.load_state_dict(state, strict=False)
+
+
+def check_fit(content: dict, state: dict, path: Path, model: nn.Module, skip: tuple[str, ...] = ()) -> None:
+    """Raise InputError for weights `state` that are not those of the model: missing, unexpected, of another shape or
+    type, each counted and some of them named, with both shapes."""
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(skip or ("\0",))}
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # old files lack them
+    both = [(name, state[name], own[name]) for name in sorted(own.keys() & state.keys())]
+    tensors = [(name, value, mine) for name, value, mine in both if isinstance(value, Tensor)]
     problems = {
-        "missing": sorted(wanted - counters - set(state)),
-        "unexpected": sorted(set(state) - wanted),
-        "of another shape": sorted(
-            name
-            for name in wanted & set(state)
-            if not isinstance(state[name], Tensor) or state[name].shape != own[name].shape
-        ),
+        "missing": sorted(own.keys() - counters - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "not a tensor": [name for name, value, _ in both if not isinstance(value, Tensor)],
+        "of another shape": [
+            f"{name} ({list(value.shape)} in the file, {list(mine.shape)} needed)"
+            for name, value, mine in tensors
+            if value.shape != mine.shape
+        ],
+        "of another type": [
+            f"{name} ({_type(value)} in the file, {_type(mine)} needed)"
+            for name, value, mine in tensors
+            if value.is_floating_point() != mine.is_floating_point() or value.is_complex()
+        ],
     }
     if any(problems.values()):
         found = "; ".join(
@@ -202,12 +231,15 @@ def _take_weights(
             for kind, names in problems.items()
             if names
         )
-        made = f"a {content['model_class']} {content['options']}" if content.get("format") == FORMAT else "other keys"
+        made = f"a {content['model_class']} {content['options']}" if is_ours(content) else "other keys"
         raise InputError(
             f"{path} ({made}) does not fit {type(model).__name__} {getattr(model, 'options', {})}: {found}; "
             "give a checkpoint of this model, with the same options"
         )
-    model.load_state_dict(state, strict=False)
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def load_model(path: str | Path, build_model: Callable, from_reference: Callable, otherwise: dict) -> nn.Module:
@@ -217,7 +249,7 @@ def load_model(path: str | Path, build_model: Callable, from_reference: Callable
     InputError for a file that is not of this folder's network.
     """
     content = read(path)
-    ours = content.get("format") == FORMAT
+    ours = is_ours(content)
     options = content["options"] if ours else otherwise
     try:
         model = build_model(**options)
@@ -226,7 +258,7 @@ def load_model(path: str | Path, build_model: Callable, from_reference: Callable
         raise InputError(
             f"{path} is a checkpoint of {made}, which this folder does not build; use the folder of that network"
         ) from error
-    _take_weights(content, path, model, from_reference)
+    _take_weights(content, Path(path), model, from_reference)
     return model
 
 

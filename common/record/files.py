@@ -26,10 +26,17 @@ def finite(value):
     return value
 
 
-def write_atomically(path: Path, write: Callable) -> None:
+def write_atomically(
+    path: Path,
+    write: Callable,
+    check: Callable[[Path], None] | None = None,
+    before_replacing: Callable[[], None] | None = None,
+) -> None:
     """Call `write(file)` on a temporary file beside `path` and put it in place once it is on the disk.
 
-    A process that is killed, or a disk that is full, leaves the old file as it was; the latter raises OSError.
+    check: looks at the temporary file when it is on the disk, and raises OSError for one that is not to take the place.
+    before_replacing: called at the last moment when the old file is there. A process that is killed, or a disk that is
+    full, leaves the old file as it was; the latter raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -38,7 +45,12 @@ def write_atomically(path: Path, write: Callable) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; other users read results too
+        with contextlib.suppress(PermissionError, NotImplementedError):  # some file systems know no permissions
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; other users read results too
+        if check:
+            check(Path(temporary))
+        if before_replacing:
+            before_replacing()
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
@@ -47,6 +59,17 @@ def write_atomically(path: Path, write: Callable) -> None:
             # torch.save says of a full disk that a position is unexpected
             raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from error
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names of the files in it to the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -164,8 +164,12 @@ def test_the_plugins_optimizers_train_like_torchs(folder, data, tmp_path):  # no
     ours, theirs = ([row["loss"] for row in metric_rows(run, "train")] for run in (parts, whole))
     assert ours == theirs
     assert len(set(ours)) == len(ours) == 4
-    train(folder, data, parts, **FUSED, amp=0, resume="auto", epochs=3)  # torch's own takes the state over
-    train(folder, data, parts, **FUSED, amp=0, resume="auto", epochs=4, fused_optimizer="torch_npu")  # and back
+    train(
+        folder, data, parts, **FUSED, amp=0, resume="auto", resume_anyway=1, epochs=3
+    )  # torch's own takes the state over
+    train(
+        folder, data, parts, **FUSED, amp=0, resume="auto", resume_anyway=1, epochs=4, fused_optimizer="torch_npu"
+    )  # and back
     assert last_checkpoint(parts)["steps_done"] == 16
 
 
