@@ -17,7 +17,8 @@ from common.device.launch import CHECKED
 from common.device.world import World
 from common.errors import InputError
 from common.nets.backbone import ResNet
-from common.run import Feed, Run, carry_out
+from common.run import Feed, Run
+from common.start import carry_out
 from common.step.norm import CpuSyncBatchNorm
 
 SHAPE = (2, 3, *small_folder.IMAGE_SIZE)

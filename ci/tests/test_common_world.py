@@ -40,7 +40,7 @@ from common.device.world import (
     why_this_device,
 )
 from common.errors import Diverged, InputError
-from common.run import launch
+from common.start import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", CHECKED)
@@ -661,7 +661,7 @@ from ci.tests import small_folder
 from common.data.pictures import Datasets
 from common.device.world import sum_over_ranks
 from common.errors import InputError
-from common.run import launch
+from common.start import launch
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 
 def note(name, text):

@@ -14,6 +14,7 @@ from ci.tests.logged import open_log, train
 from ci.tests.recipes import RECIPES
 from ci.tests.runs import in_two_processes, last_checkpoint, metric_rows
 from common import run as run_module
+from common import start as start_module
 from common.device.placement import data_parallel
 from common.device.world import World, setup
 from common.errors import Diverged
@@ -39,7 +40,7 @@ def given(tmp_path) -> Callable[[str], dict]:
 
 def small_run(output_dir: Path, main: Callable = small_folder.main, **flags) -> dict:
     """The result of a run of the folder in small: eight steps, evaluated every third."""
-    return run_module.carry_out(main, small_folder.build, small_folder.arguments(output_dir, **flags), small_folder)
+    return start_module.carry_out(main, small_folder.build, small_folder.arguments(output_dir, **flags), small_folder)
 
 
 # ---- from the command line of a folder

@@ -21,6 +21,7 @@ class Progress(NamedTuple):
     steps_done: int
     best: float | None  # score so far
     images_per_step: int  # of all devices
+    unscored: bool = False  # the evaluation after these steps was due, and ended before it was done
 
 
 def save(output_dir: str | Path, amp: Amp, progress: Progress, is_best: bool = False) -> None:
@@ -158,7 +159,7 @@ def resume(content: dict, amp: Amp) -> Progress:
         group.clear()
         group.update(values, params=parameters)
     amp.load_state_dict(content["amp"])
-    return Progress(content["steps_done"], content["best"], content["images_per_step"])
+    return Progress(content["steps_done"], content["best"], content["images_per_step"], content.get("unscored", False))
 
 
 def load_weights(

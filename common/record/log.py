@@ -225,10 +225,11 @@ class RunLog:
             self._numbers.pictures(panels, self.step)
             self.restart_clock()
 
-    def say(self, line: str) -> None:
-        """A line for people, on the console and in train.log; from the main process alone."""
+    def say(self, *lines: str) -> None:
+        """Lines for people, on the console and in train.log; from the main process alone."""
         if self.world.is_main:
-            self._lines.say(line)
+            for line in lines:
+                self._lines.say(line)
 
     def restart_clock(self) -> None:
         """Begin a stretch of training steps: what happened since the last line (a checkpoint, say) is not counted."""
@@ -265,10 +266,22 @@ class RunLog:
             self._lines.end_bar()
             for line in closing_lines(result, self.title):
                 self.say(line)
-            self._numbers.close()
-            self._lines.close()
-            self._lock.close()
+            self._close()
         return result
+
+    def stop(self, reason: str) -> None:
+        """Say that the run ends before its end, and let its files go."""
+        if self.world.is_main:
+            self._lines.end_bar()
+            done = f"{reason} after step {self.step} of {self.course.total_steps}"
+            go_on = "continue with the same command and --resume auto"
+            self.say(f"{done}; {go_on}" if self.course.total_steps else f"{reason}; give the same command again")
+            self._close()
+
+    def _close(self) -> None:
+        self._numbers.close()
+        self._lines.close()
+        self._lock.close()
 
     @property
     def _case(self) -> str:
