@@ -253,7 +253,8 @@ class Run:
         best = self.progress.best if self.continues else None
         steps_per_epoch, _, total_steps = self.length
         first_step = self.progress.steps_done
-        course = Course(first_step, total_steps, steps_per_epoch, self.images_per_step, best, self.continues)
+        started = self.stop.since
+        course = Course(first_step, total_steps, steps_per_epoch, self.images_per_step, best, self.continues, started)
         log = RunLog(self.args.output_dir, self.world, course, vars(self.args), self.title)
         log.say(*self.notes)
         return log
@@ -309,7 +310,7 @@ class Run:
         """--evaluate: the scores of a trained network on a data set, as the result of this run."""
         args, world = self.args, self.world
         check_same(world, args, 0, dataset)
-        course = Course(images_per_step=args.eval_batch_size * world.size)
+        course = Course(images_per_step=args.eval_batch_size * world.size, started=self.stop.since)
         title = self.title._replace(purpose="eval")
         self.log = log = RunLog(args.output_dir, world, course, vars(args) | model.options, title)
         log.say(*self.notes)

@@ -229,6 +229,12 @@ def test_the_end_of_its_time_ends_a_run_in_order(tmp_path, capsys):
     assert last_checkpoint(tmp_path / "run")["steps_done"] == 1
 
 
+def test_the_duration_of_a_run_is_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.start.started", lambda: time.time() - 1000)
+    assert exit_code(small_folder.main, tmp_path / "run", max_steps=1) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["duration_seconds"] > 1000
+
+
 @pytest.mark.parametrize("evaluation", [0, 2])
 def test_an_evaluation_that_is_cut_off_is_done_before_the_run_goes_on(tmp_path, evaluation, capsys):
     """Evaluations come after steps 3, 6 and 8: the first, and the last, after which there is no step."""

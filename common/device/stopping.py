@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-import common
 from common.device.agreement import Agreement
 from common.errors import ExitCode
 
@@ -29,13 +28,14 @@ ONE_KEY_S = 0.3  # a key that is pressed once may arrive twice: from the termina
 class Stop:
     """What this process has been asked to do: nothing, to save, or to save and end.
 
-    max_minutes: after which the run ends by itself, counted from `since` (seconds of the clock); 0: never.
+    max_minutes: after which the run ends by itself; 0: never. since: when it began, in seconds of the clock; None: now.
     alone: nobody else ends this process when Ctrl-C is pressed for a second time.
     """
 
-    def __init__(self, max_minutes: float = 0, since: float = common.STARTED, alone: bool = True):
+    def __init__(self, max_minutes: float = 0, since: float | None = None, alone: bool = True):
         self.max_minutes, self.alone = max_minutes, alone
-        self._end = since + 60 * max_minutes if max_minutes else float("inf")
+        self.since = time.time() if since is None else since
+        self._end = self.since + 60 * max_minutes if max_minutes else float("inf")
         self._signal, self._signal_came = 0, 0.0
         self._save = False
         self._begun = not alone  # others of the run may have begun, and would wait for this one
