@@ -764,9 +764,15 @@ def test_a_lost_process_is_one_line_and_a_bug_is_a_traceback(capsys, monkeypatch
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(exits.os, "_exit", sys.exit)
-    for message, lines in (("[pair.cc:534] Connection closed by peer [127.0.0.1]:1", 1), ("size mismatch", None)):
+    errors = (
+        (RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:1"), 1),
+        (RuntimeError("[unbound_buffer.cc:81] Timed out waiting 1000ms for recv operation to complete"), 1),
+        (dist.DistBackendError("HCCL error\nin a line\nof its own"), 1),
+        (RuntimeError("size mismatch"), None),
+    )
+    for error, lines in errors:
         with pytest.raises(SystemExit) as end, exit_codes():
-            raise RuntimeError(message)
+            raise error
         said = capsys.readouterr().err
         assert end.value.code == 1
         assert said.count("\n") == 1 if lines else "Traceback" in said

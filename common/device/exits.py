@@ -15,7 +15,7 @@ import torch.distributed as dist
 from common.device.relay import exit_code_of_stop
 from common.errors import Diverged, ExitCode, InputError, Stopped
 
-OUT_OF_MEMORY_WORDS = 160  # letters of such an error that say how much was asked for; the rest is for programmers
+ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
 
 
 class Lasting:
@@ -94,12 +94,21 @@ def _in_words(error: Exception) -> tuple[str, int]:
         ), ExitCode.FAILED
     if is_out_of_memory(error):
         return (
-            f"stopped: out of memory ({said.partition('. GPU ')[0][:OUT_OF_MEMORY_WORDS]}); lower "
+            f"stopped: out of memory ({said.partition('. GPU ')[0][:ERROR_LETTERS]}); lower "
             "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size"
         ), ExitCode.FAILED
-    if dist.is_initialized() and re.search("Connection (closed|reset)|Broken pipe", said):
-        return f"process {dist.get_rank()} has lost another process of the run", ExitCode.FAILED
+    if dist.is_initialized() and (end := _end_of_communication(error, said)):
+        return f"process {dist.get_rank()} {end}", ExitCode.FAILED
     return "", ExitCode.FAILED
+
+
+def _end_of_communication(error: Exception, said: str) -> str:
+    """What happened between the processes, where that is what an error tells; '' otherwise."""
+    if re.search("Connection (closed|reset|refused)|Broken pipe|remote process exited", said):
+        return "has lost another process of the run"
+    if re.search(r"[Tt]imed out (waiting|after)|[Tt]imeout (after|waiting)", said):
+        return "has waited in vain for another process of the run, which may hang: look for the one without an error"
+    return f"cannot reach the others: {said[:ERROR_LETTERS]}" if isinstance(error, dist.DistError) else ""
 
 
 def is_out_of_memory(error: Exception) -> bool:
