@@ -19,7 +19,8 @@ from AttentionUNet.data import build_datasets
 from AttentionUNet.model import AttentionUNet, build_model, training_loss
 from AttentionUNet.weights import from_reference
 from common.errors import InputError
-from common.run import Run, launch
+from common.run import Run
+from common.start import launch
 from common.step.schedule import Schedule, linear_tail, set_lr
 
 

@@ -19,7 +19,8 @@ from BiSeNetv1.model import BiSeNetV1, build_model, training_loss
 from BiSeNetv1.weights import from_reference, imagenet_file
 from common.data.order import Length
 from common.errors import InputError
-from common.run import Run, launch
+from common.run import Run
+from common.start import launch
 from common.step.schedule import Schedule, poly, set_lr
 
 

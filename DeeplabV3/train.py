@@ -15,7 +15,8 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a wro
 import torch
 
 from common.errors import InputError
-from common.run import Run, launch
+from common.run import Run
+from common.start import launch
 from common.step.schedule import Schedule, poly, set_lr
 from DeeplabV3.data import build_datasets
 from DeeplabV3.model import DeepLabV3, build_model, training_loss

@@ -14,7 +14,8 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a wro
 
 import torch
 
-from common.run import Run, launch
+from common.run import Run
+from common.start import launch
 from common.step.schedule import Schedule, set_lr
 from DynamicUNet.data import build_datasets
 from DynamicUNet.model import DynamicUNet, build_model, training_loss

@@ -15,7 +15,8 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a wro
 import torch
 
 from common.data.order import Length
-from common.run import Run, launch
+from common.run import Run
+from common.start import launch
 from common.step.schedule import Schedule, cosine_epochs, poly, set_lr
 from ICNet.data import build_datasets
 from ICNet.model import ICNet, build_model, training_loss

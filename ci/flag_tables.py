@@ -68,6 +68,7 @@ CHINESE = {
     "save_every_minutes": "额外保存检查点的间隔分钟数（0：不按时间保存）",
     "save_every_epochs": "每隔多少个 epoch 额外保存一次检查点（0：只随评测保存）",
     "save_every_steps": "每隔多少步额外保存一次检查点（0：只随评测保存）",
+    "max_minutes": "这么多分钟之后保存检查点并有序结束，退出码为 3（0：从不）",
     "log_every_steps": "两行日志之间的步数",
     "dataset": "使用本目录数据布局中的哪个数据集",
     "cat_max_ratio": "一个类别在裁剪区域中的占比达到此值时重新裁剪（1：任意裁剪）",

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 if sys.version_info < (3, 10):  # noqa: UP036  in words, before an import fails on what an older Python cannot read
     print(
@@ -14,5 +15,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  in words, before an import fails 
 # torch loads an installed Ascend plugin as soon as it is imported (since 2.5), and fails when CANN is not on
 # the library path. The plugin is imported where an NPU is asked for or looked for: common/device/npu.py.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
+STARTED = time.time()  # when this process began, all but the start of Python
 
 IGNORE_INDEX = 255  # the label of pixels that count neither in a loss nor in a score, in every folder

@@ -175,16 +175,24 @@ def _metavar(kind) -> str:
 def _script_arguments() -> list[str]:
     """The command line of a script that goes on to import torch, which takes seconds.
 
-    Until `exit_codes` takes over, Ctrl-C ends the program with one line: as an exception it would be
-    a page about an import, or be swallowed by one.
+    Until a run takes its signals itself, those that ask for an end end the program with one line: as an exception
+    Ctrl-C would be a page about an import, or be swallowed by one. A process of several leaves that to their launcher.
     """
 
-    def end(*_):
-        os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode())
-        os._exit(130)
+    def end(number, _frame):
+        said, code = ("interrupted", 130) if number == signal.SIGINT else ("stopped by SIGTERM", 3)
+        os.write(2, f"{os.path.basename(sys.argv[0])}: {said}\n".encode())
+        os._exit(code)
+
+    def wait(*_):
+        """Nothing, as nothing is there to be saved; the default would be to die."""
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, end)
+        in_torchrun = "LOCAL_RANK" in os.environ
+        signal.signal(signal.SIGINT, wait if in_torchrun else end)
+        signal.signal(signal.SIGUSR1, wait)
+        if not in_torchrun:
+            signal.signal(signal.SIGTERM, end)
     return sys.argv[1:]
 
 

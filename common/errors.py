@@ -1,7 +1,8 @@
-"""The ways a run ends because of something its user can mend."""
+"""How a run ends before its time, and the exit codes of all commands."""
 
 import struct
 import zlib
+from enum import IntEnum
 
 from PIL import Image
 
@@ -12,16 +13,31 @@ UNREADABLE = (
 )  # fmt: skip
 
 
+class ExitCode(IntEnum):
+    """The exit codes of training, evaluation, prediction and tools; the table in README.md says the same."""
+
+    DONE = 0
+    FAILED = 1
+    INPUT = 2  # input that cannot work: nothing was started or changed
+    STOPPED = 3  # in order, by a signal or --max_minutes: the same command goes on with --resume auto
+    OMISSIONS = 4  # done, but for what was listed
+    INTERRUPTED = 130  # at once, by a second Ctrl-C, or by the first one before anything had begun
+
+
 class InputError(ValueError):
     """Something the user gave cannot work. The message says what was given, what is needed and what to do, in one line.
 
-    `common.device.exits.exit_codes` prints it without a traceback and exits with 2.
+    `common.device.exits.exit_codes` prints it without a traceback and exits with ExitCode.INPUT.
     """
 
 
 class Diverged(ArithmeticError):
-    """Training produced a value that is not finite. The message names the step; `launch` exits with 1."""
+    """Training produced a value that is not finite. The message names the step; the exit code is ExitCode.FAILED."""
 
 
 class NotSaved(RuntimeError):
-    """The training came to its end, and its last checkpoint could not be written; `launch` exits with 1."""
+    """A run came to its end, and its last checkpoint could not be written; the exit code is ExitCode.FAILED."""
+
+
+class Stopped(Exception):
+    """All processes of a run were asked to end, and what they had done is kept; the exit code is ExitCode.STOPPED."""

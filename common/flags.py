@@ -201,6 +201,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "save_every_minutes": (amount, "additional checkpoints, every so many minutes (0: none by the clock)"),
         "save_every_steps": (_count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
         "save_every_epochs": (_count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
+        "max_minutes": (amount, "save and end in order after so many minutes, with exit code 3 (0: never)"),
         "log_every_steps": (_positive, "steps between two log lines"),
         "prof": (bool, "after 20 steps, profile --prof_steps steps into output.prof of the output folder, and end"),
         "prof_test": (bool, "the same after 5 steps"),
@@ -247,6 +248,7 @@ RUN: dict[str, object] = {
     "keep": 2,
     "save_every_minutes": 10,
     "save_every_steps": 0,
+    "max_minutes": 0.0,
     "log_every_steps": 10,
     "prof": False,
     "prof_test": False,
@@ -284,8 +286,8 @@ PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_
 
 # What may differ between the processes of one run: where they are, and how each of them reads.
 OF_ONE_PROCESS = PATHS | {
-    "resume", "workers", "cache_share", "check_data", "device", "devices", "device_list", "distributed", "nnodes", "node_rank",
-    "master_addr", "master_port", "local_addr", "local_rank",
+    "resume", "workers", "cache_share", "check_data", "device", "devices", "device_list", "distributed", "nnodes",
+    "node_rank", "master_addr", "master_port", "local_addr", "local_rank",
 }  # fmt: skip
 
 # What a run that is continued may do with each flag. With other values of these it would be another run, which is
@@ -304,6 +306,7 @@ CHANGES = {
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.
 SAME_RUN = OF_ONE_PROCESS | {
     "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
-    "eval_split", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from", "resume_anyway", "keep",
-    "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof", "prof_test", "prof_steps",
+    "eval_split", "max_minutes", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from", "resume_anyway",
+    "keep", "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof", "prof_test",
+    "prof_steps",
 }  # fmt: skip

@@ -1,8 +1,9 @@
-"""The one object of a training run, and how a script starts it.
+"""The one object of a training run.
 
 A folder's train.py has two functions: `build(args, run)` makes the data sets and the network, and finds everything
-that can be wrong with them; `main(args, run, data, model)` is the training, with its loop. `Run` owns what no model
-decides: processes, precision, the folder of the run, its log and checkpoints, and going on where a run was.
+that can be wrong with them; `main(args, run, data, model)` is the training, with its loop; `common.start` begins with
+them. `Run` owns what no model decides: processes, precision, the folder of the run, its log and checkpoints, and going
+on where a run was.
 """
 
 import time
@@ -22,10 +23,12 @@ from common.data.crops import note_on_scale
 from common.data.loading import batches, worker_count
 from common.data.order import Length, StepRange, images_of_one_device, steps_in_epoch
 from common.data.pictures import Datasets, LabelledPictures
-from common.device.exits import exit_codes
-from common.device.launch import in_torchrun, is_checked, leave_group, process_count, run_torchrun, say_why
+from common.device.agreement import Agreement
+from common.device.launch import is_checked
 from common.device.placement import data_parallel, place, share_state
+from common.device.stopping import Orders, Stop
 from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup, synchronize
+from common.errors import Stopped
 from common.nets.backbone import load_imagenet
 from common.record.checkpoint import Progress, check_evaluation, load_model, load_weights
 from common.record.folder import check_output_dir, finished_result
@@ -36,6 +39,7 @@ from common.record.report import Title
 from common.record.resuming import continues_run, find_resume, read_newest, resume
 from common.record.saving import Saver
 from common.scores.evaluate import Evaluation, evaluate, example_panels
+from common.scores.metrics import Metric
 from common.step.amp import Amp, autocast, check_device_options, effective_opt_level
 from common.step.compiling import compiled, recorded
 from common.step.norm import synchronize_batch_norm
@@ -44,7 +48,6 @@ from common.step.optimizer import check_source, fused_optimizer
 EXAMPLES = 3  # pictures kept of every evaluation
 
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
-Main = Callable[[Namespace, "Run", Datasets, nn.Module], dict]
 
 
 class Feed(NamedTuple):
@@ -52,35 +55,6 @@ class Feed(NamedTuple):
 
     batches: Callable = batches
     steps_in_epoch: Callable = steps_in_epoch
-
-
-def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> None:
-    """Check the devices and the input, then train in as many processes as devices are asked for.
-
-    Whatever can be known to be wrong raises InputError in `build`, before other processes exist. With more than one
-    device this process becomes torchrun, which starts this script again with the same arguments once per device.
-    Exit codes: 0, 2 for input that cannot work, 1 for a failure, 130 for an interruption.
-    """
-    with exit_codes():
-        processes = process_count(args)
-        run = Run(args, presets, processes)
-        built = run.build(build)
-        say_why(args)
-        if processes > 1 and not in_torchrun():
-            del run, built  # the processes build their own
-            run_torchrun(args)
-            return
-        run.join()
-        main(args, run, *built)
-        leave_group()
-
-
-def carry_out(main: Main, build: Build, args: Namespace, presets: ModuleType, feed: Feed | None = None) -> dict:
-    """What `launch` does, in this process alone, for programs that look at a training from within; its result."""
-    run = Run(args, presets, feed=feed)
-    built = run.build(build)
-    run.join()
-    return main(args, run, *built)
 
 
 class Run:
@@ -91,24 +65,29 @@ class Run:
     synchronised batch norm and the device before the optimizer; the optimizer's float32 masters before the processes
     share the network, which waits for the first step.
 
-    args: the flags. presets: the folder's module, for what its reports are called. processes: of the whole run.
+    args: the flags. presets: the folder's module, for what its reports are called. processes: of the whole run. stop:
+    what this process is asked from outside.
     """
 
-    def __init__(self, args: Namespace, presets: ModuleType, processes: int = 1, feed: Feed | None = None):
+    def __init__(
+        self,
+        args: Namespace,
+        presets: ModuleType,
+        processes: int = 1,
+        feed: Feed | None = None,
+        stop: Stop | None = None,
+    ):
         self.args, self.processes, self.feed = args, processes, feed or Feed()
+        self.stop = stop or Stop(args.max_minutes)
         self.title = Title(presets.NETWORK, "acc" if args.validate else "perf", presets.REPORTED_SCORES)
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
-        self.progress, self.resumed = Progress(0, None, 0), None
+        self.progress, self.resumed, self.saver = Progress(0, None, 0), None, None
         self.notes: list[str] = []  # lines about how the run begins
+        self._step: int | None = None  # 0-based, the present one
         seed_everything(args.seed)
         self.checkpoints = find_resume(args.resume, args.output_dir)
         self.continues = continues_run(next(iter(self.checkpoints), None), args.output_dir)
-        self._check_input()
-
-    def _check_input(self) -> None:
-        """Raise InputError for what can be known to be wrong before the data set is looked at."""
-        args = self.args
-        if args.evaluate:
+        if args.evaluate:  # what can be known to be wrong before the data set is looked at
             check_evaluation(args.checkpoint, args.output_dir)
         if not is_checked():  # the first of several processes may have opened the folder already
             check_output_dir(args.output_dir, self.continues)
@@ -191,8 +170,11 @@ class Run:
         if devices and not args.device_list:
             self.notes.append(f"on NPU {devices[0]} by ASCEND_DEVICE_ID; --device_list chooses another one")
         self.world = setup(args.device, devices, args.seed, args.deterministic, Modes.of(args))
+        self.orders = Orders(self.stop, Agreement(self.world))
         self.workers = worker_count(args.workers, self.world)
         self.opt_level = effective_opt_level(args.amp, args.opt_level, self.world, args.precision_mode)
+        half = partial(autocast, self.opt_level, args.amp_dtype, self.world)
+        self.how = Evaluation(self.world, args.eval_batch_size, self.workers, half, self.orders)
 
     def prepare(self, model: nn.Module) -> None:
         """Bring the network to the device, with batch norms over all processes where --sync_bn asks for them."""
@@ -216,7 +198,8 @@ class Run:
     def steps(self, train_set: LabelledPictures) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(0-based step, images [B, 3, H, W] float32, target [B, H, W]) of every step that is left, on the device.
 
-        Compiles the network and shares it between the processes first. A run that is complete has no step left.
+        Compiles the network and shares it between the processes first. A run that is complete has no step left. Raises
+        Stopped, having saved, after a step during which a process was asked to end.
         """
         args, first_step = self.args, self.progress.steps_done
         check_same(self.world, args, first_step, *self.datasets)
@@ -230,6 +213,9 @@ class Run:
         self.saver = Saver(args, self.amp, self.log, self.length, self.made_by if self.world.is_main else {})
         if self.continues:
             self.saver.continues(self.resumed.path, first_step)
+        if self.progress.unscored:
+            self._step = first_step - 1
+            self.evaluate(self.datasets.val)
         todo = StepRange(self.device_batch_size, args.seed, first_step, self.length.total_steps)
         stream = profiled(self.feed.batches(train_set, todo, self.world, self.workers), args, self.world)
         for step, images, target in self.log.steps(stream):
@@ -237,6 +223,24 @@ class Run:
             yield step, images, target
             if self.saver.is_due(step):
                 self.saver.save(step)
+            if step + 1 < self.length.total_steps:  # what is left after the last one is soon done
+                self._heed()
+
+    def _heed(self) -> None:
+        """Do what the processes have been asked for, from outside or by the clock: save, and end or go on."""
+        if self.orders.after_step(self.saver.asks()) and not self.saver.has(self._step):
+            self.saver.save(self._step)
+            self.log.say(f"saved after step {self._step + 1}")
+        if self.orders.to_end:
+            self._end()
+
+    def _end(self) -> None:
+        """Leave the loop; what the run has done is in a checkpoint."""
+        self.orders.wait_for_all()
+        if self.saver:
+            self.saver.check_saved()
+        self.log.stop(self.orders.reason)
+        raise Stopped
 
     def _shared_network(self) -> nn.Module:
         """The network of the training step: compiled or recorded where asked for, and averaging gradients."""
@@ -251,16 +255,11 @@ class Run:
         """The log of the steps that are left."""
         best = self.progress.best if self.continues else None
         steps_per_epoch, _, total_steps = self.length
-        first_step = self.progress.steps_done
-        course = Course(first_step, total_steps, steps_per_epoch, self.images_per_step, best, self.continues)
+        first_step, started = self.progress.steps_done, self.stop.since
+        course = Course(first_step, total_steps, steps_per_epoch, self.images_per_step, best, self.continues, started)
         log = RunLog(self.args.output_dir, self.world, course, vars(self.args), self.title)
-        self._say_notes(log)
+        log.say(*self.notes)
         return log
-
-    def _say_notes(self, log: RunLog) -> None:
-        """The lines about how the run begins."""
-        for note in self.notes:
-            log.say(note)
 
     def autocast(self) -> AbstractContextManager:
         """The context for the forward pass and the loss."""
@@ -280,10 +279,8 @@ class Run:
         self.log.flush(self.amp.optimizer, self.amp)  # stops the run if a loss was not finite
         is_best = False
         if val_set is not None:
-            how = self._how_to_evaluate()
-            metric = evaluate(self.model, val_set, val_set.metric(self.world), how)
-            is_best = self.log.eval(metric)
-            self.log.pictures(example_panels(self.model, val_set, EXAMPLES, how))
+            is_best = self.log.eval(self._scored(self.model, val_set))
+            self.log.pictures(example_panels(self.model, val_set, EXAMPLES, self.how))
         self.saver.save(self._step, is_best)
 
     @cached_property
@@ -313,12 +310,13 @@ class Run:
         """--evaluate: the scores of a trained network on a data set, as the result of this run."""
         args, world = self.args, self.world
         check_same(world, args, 0, dataset)
-        course = Course(images_per_step=args.eval_batch_size * world.size)
-        log = RunLog(args.output_dir, world, course, vars(args) | model.options, self.title._replace(purpose="eval"))
-        self._say_notes(log)
+        course = Course(images_per_step=args.eval_batch_size * world.size, started=self.stop.since)
+        title = self.title._replace(purpose="eval")
+        self.log = log = RunLog(args.output_dir, world, course, vars(args) | model.options, title)
+        log.say(*self.notes)
         place(model, world)
         started = time.perf_counter()
-        metric = evaluate(model, dataset, dataset.metric(world), self._how_to_evaluate())
+        metric = self._scored(model, dataset)
         synchronize(world)
         log.rate(len(dataset), time.perf_counter() - started)
         log.eval(metric)
@@ -337,12 +335,16 @@ class Run:
         if self.world.is_main:
             load_weights(Path(self.args.output_dir, "checkpoints", "best.pt"), model)
         share_state(model, self.world)
-        metric = evaluate(model, dataset, dataset.metric(self.world), self._how_to_evaluate())
-        scores = metric.scores()
+        scores = self._scored(model, dataset).scores()
         shown = "  ".join(f"{key} {value:.4f}" for key, value in scores.items())
         self.log.say(f"best weights on the split {name}:  {shown}")
         return {f"{name}_{key}": value for key, value in scores.items()}
 
-    def _how_to_evaluate(self) -> Evaluation:
-        half = partial(autocast, self.opt_level, self.args.amp_dtype, self.world)
-        return Evaluation(self.world, self.args.eval_batch_size, self.workers, half)
+    def _scored(self, model: nn.Module, dataset: LabelledPictures) -> Metric:
+        """A network on a data set; if the run is asked to end meanwhile, a checkpoint says that this is still due."""
+        try:
+            return evaluate(model, dataset, dataset.metric(self.world), self.how)
+        except Stopped:
+            if self.saver and not self.saver.has(self._step):
+                self.saver.save(self._step, unscored=True)
+            self._end()

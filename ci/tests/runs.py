@@ -46,9 +46,10 @@ def last_checkpoint(output_dir) -> dict:
 
 
 def metric_rows(output_dir, kind: str) -> list[dict]:
-    """The rows of metrics.jsonl of one kind, "train" or "eval"."""
+    """The rows of metrics.jsonl of one kind, "train" or "eval", without the times, which no two runs share."""
     rows = [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == kind]
+    times = ("time", "elapsed_seconds", "rated")
+    return [{name: row[name] for name in row if name not in times} for row in rows if row["kind"] == kind]
 
 
 def flat(value, name="") -> dict:

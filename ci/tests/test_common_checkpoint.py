@@ -99,7 +99,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, level):
     other = started(level)
     nn.init.constant_(other.model.head.bias, 3.0)
     content = read_resumable(last(tmp_path), seeded_model(), IMAGES_PER_STEP)
-    assert resume(content, other) == (4, 0.25, IMAGES_PER_STEP)
+    assert resume(content, other) == Progress(4, 0.25, IMAGES_PER_STEP)
     assert train(other, range(4, 8)) == expected
     for name, value in amp.model_state().items():
         assert torch.equal(value, other.model_state()[name]), name
@@ -111,7 +111,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, level):
 
 def test_a_run_without_a_score_so_far_has_none(tmp_path):
     saved(tmp_path, best=None)
-    assert resume(read(last(tmp_path)), started()) == (4, None, IMAGES_PER_STEP)
+    assert resume(read(last(tmp_path)), started()) == Progress(4, None, IMAGES_PER_STEP)
 
 
 def test_a_resumed_run_uses_its_own_rates_and_its_own_way_to_compute(tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from datetime import datetime
 from itertools import pairwise
 
 import numpy as np
@@ -42,6 +43,12 @@ def clock(monkeypatch):
 # ---- files and lines
 
 
+def clock_of(seconds: int) -> dict:
+    """What a row says of the time, so many seconds after the beginning of the run."""
+    time = datetime.fromtimestamp(1000 + seconds).astimezone().isoformat(timespec="seconds")
+    return {"time": time, "elapsed_seconds": seconds}
+
+
 def test_a_run_writes_its_files(tmp_path, clock, capsys):
     folder = tmp_path / "deep" / "run"
     log = open_log(folder)
@@ -64,8 +71,8 @@ def test_a_run_writes_its_files(tmp_path, clock, capsys):
     ]
     classes = {"class_iou": {"road": 0.5, "sky": None}}
     assert rows(folder, "eval") == [
-        {"kind": "eval", "step": 2, **SCORES, "best": 0.25, "pixels": PIXELS, **classes},
-        {"kind": "eval", "step": 4, "miou": 0.2, "pixel_accuracy": None, "best": 0.25, "pixels": PIXELS},
+        {"kind": "eval", "step": 2, **SCORES, "best": 0.25, "pixels": PIXELS, **classes} | clock_of(2),
+        {"kind": "eval", "step": 4, "miou": 0.2, "pixel_accuracy": None, "best": 0.25, "pixels": PIXELS} | clock_of(4),
     ]
     config = json.loads((folder / "config.json").read_text())
     assert config["values"] == {"lr": 0.125, "amp": None, "log_every_steps": 1}

@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.flags import ANOTHER_RUN, CHANGES, FLAGS, SAME_RUN
 from common.record import origin
 from common.record.origin import SAMPLED, compare, fingerprint
-from common.run import carry_out
+from common.start import carry_out
 
 BEGUN = {"max_steps": 2, "validate": 0}
 

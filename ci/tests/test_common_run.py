@@ -18,7 +18,8 @@ from common.device.world import World
 from common.errors import InputError
 from common.nets.backbone import ResNet
 from common.record.saving import Saver
-from common.run import Feed, Run, carry_out
+from common.run import Feed, Run
+from common.start import carry_out
 from common.step.norm import CpuSyncBatchNorm
 
 SHAPE = (2, 3, *small_folder.IMAGE_SIZE)

@@ -4,22 +4,24 @@ import errno
 import json
 import os
 import signal
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ci.tests import small_folder
-from ci.tests.runs import in_two_processes, last_checkpoint, metric_rows
+from ci.tests.runs import last_checkpoint, metric_rows
 from ci.tests.small_folder import arguments, build, main
-from common import run as run_module
-from common.device.agreement import Agreement
+from common.data.order import Length
 from common.device.exits import exit_codes
-from common.device.world import World, setup
+from common.device.world import World
 from common.errors import Diverged, InputError, NotSaved
 from common.record import saving
 from common.record.checkpoint import read
-from common.run import carry_out
+from common.record.saving import Saver
+from common.start import carry_out
 
 
 def whole(output_dir: Path, **flags) -> dict:
@@ -262,25 +264,13 @@ def test_a_checkpoint_comes_after_so_many_minutes(tmp_path, monkeypatch, minutes
     assert steps == saved
 
 
-def agree(folder: Path) -> None:
-    """What one of two processes is told, where one of them, both or none has something to say."""
-    world = setup("cpu")
-    agreement = Agreement()
-    answers = [agreement.any(flag) for flag in (world.rank == 1, world.rank == 0, True, False)]
-    (folder / f"answers_{world.rank}").write_text(str(answers))
-
-
-def test_processes_agree(tmp_path):
-    in_two_processes(tmp_path, agree, tmp_path)
-    for rank in range(2):
-        assert (tmp_path / f"answers_{rank}").read_text() == "[True, True, True, False]"
-
-
-def test_the_clock_of_the_main_process_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "setup", lambda *_: World(torch.device("cpu"), 1, 2))
-    monkeypatch.setattr(run_module, "check_same", lambda *_: None)
-    monkeypatch.setattr(run_module, "data_parallel", lambda model, *_: model)
-    asked = []
-    monkeypatch.setattr(Agreement, "any", lambda _, flag: asked.append(flag) or False)
-    whole(tmp_path / "run", max_steps=2, save_every_minutes=1e-9)
-    assert asked == [False, False] and not (tmp_path / "run" / "checkpoints").exists()
+@pytest.mark.parametrize(("rank", "expected"), [(0, [True, False, False]), (1, [False] * 3)])
+def test_the_clock_of_the_main_process_asks_once_for_each_checkpoint(rank, expected, monkeypatch):
+    amp = SimpleNamespace(world=World(torch.device("cpu"), rank, 2))
+    args = Namespace(save_every_minutes=2, output_dir="x")
+    clock = [0.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
+    saver = Saver(args, amp, None, Length(1, 9, 9), {})
+    assert not saver.asks()
+    clock[0] = 120.0
+    assert [saver.asks() for _ in range(3)] == expected

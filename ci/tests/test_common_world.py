@@ -40,7 +40,7 @@ from common.device.world import (
     why_this_device,
 )
 from common.errors import Diverged, InputError
-from common.run import launch
+from common.start import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", CHECKED)
@@ -661,7 +661,7 @@ from ci.tests import small_folder
 from common.data.pictures import Datasets
 from common.device.world import sum_over_ranks
 from common.errors import InputError
-from common.run import launch
+from common.start import launch
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 
 def note(name, text):
@@ -764,9 +764,15 @@ def test_a_lost_process_is_one_line_and_a_bug_is_a_traceback(capsys, monkeypatch
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(exits.os, "_exit", sys.exit)
-    for message, lines in (("[pair.cc:534] Connection closed by peer [127.0.0.1]:1", 1), ("size mismatch", None)):
+    errors = (
+        (RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:1"), 1),
+        (RuntimeError("[unbound_buffer.cc:81] Timed out waiting 1000ms for recv operation to complete"), 1),
+        (dist.DistBackendError("HCCL error\nin a line\nof its own"), 1),
+        (RuntimeError("size mismatch"), None),
+    )
+    for error, lines in errors:
         with pytest.raises(SystemExit) as end, exit_codes():
-            raise RuntimeError(message)
+            raise error
         said = capsys.readouterr().err
         assert end.value.code == 1
         assert said.count("\n") == 1 if lines else "Traceback" in said

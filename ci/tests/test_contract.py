@@ -24,8 +24,8 @@ from ci.tests.runs import assert_same_state, forked, in_two_processes, last_chec
 from common import IGNORE_INDEX
 from common.args import parse_args
 from common.errors import Diverged, InputError
-from common.run import launch
 from common.samples.layout import draw
+from common.start import launch
 
 # The flags of each original README and of its scripts, with a value, and what they mean here.
 ORIGINAL_FLAGS = {

@@ -1,6 +1,7 @@
 """Values that only pass through a run: what the faults of `ci.mutations` would change and no other test sees."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ci.tests.logged import open_log, train
 from ci.tests.recipes import RECIPES
 from ci.tests.runs import in_two_processes, last_checkpoint, metric_rows
 from common import run as run_module
+from common import start as start_module
 from common.device.placement import data_parallel
 from common.device.world import World, setup
 from common.errors import Diverged
@@ -21,6 +23,8 @@ from common.nets.backbone import ResNet
 from common.record import log as log_module
 from common.samples.layout import draw
 from common.scores.metrics import ConfusionMatrix
+from common.step.amp import Amp
+from common.step.norm import synchronize_batch_norm
 
 PRETRAINED = [folder for folder in FOLDERS if hasattr(module(folder, "weights"), "imagenet_file")]
 
@@ -39,7 +43,7 @@ def given(tmp_path) -> Callable[[str], dict]:
 
 def small_run(output_dir: Path, main: Callable = small_folder.main, **flags) -> dict:
     """The result of a run of the folder in small: eight steps, evaluated every third."""
-    return run_module.carry_out(main, small_folder.build, small_folder.arguments(output_dir, **flags), small_folder)
+    return start_module.carry_out(main, small_folder.build, small_folder.arguments(output_dir, **flags), small_folder)
 
 
 # ---- from the command line of a folder
@@ -203,3 +207,32 @@ def test_gradients_are_averaged_over_the_processes(tmp_path):
     in_two_processes(tmp_path, gradient_of_one_image, tmp_path)
     for rank in range(2):
         assert torch.equal(torch.load(tmp_path / f"of_{rank}.pt"), torch.full((1, 3), 0.5))
+
+
+def trained_in_double(folder: Path, norm: bool) -> None:
+    """Three steps of what `Run` puts together, on this process's share of six images; writes the weights."""
+    world = setup("cpu") if "RANK" in os.environ else World(torch.device("cpu"))
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), *([nn.BatchNorm2d(4)] if norm else []), nn.ReLU(), nn.Conv2d(4, 2, 1)]
+    model = nn.Sequential(*layers).double()
+    images, target = torch.randn(3, 6, 3, 5, 7).double(), torch.randint(2, (3, 6, 5, 7))
+    synchronize_batch_norm(model, world)
+    amp = Amp(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "O0", "dynamic", world)
+    network = data_parallel(model, world, amp.optimizer)
+    for step in range(3):
+        share = slice(world.rank, None, world.size)
+        amp.step(torch.nn.functional.cross_entropy(network(images[step, share]), target[step, share]))
+    torch.save(model.state_dict(), folder / f"{world.rank}_of_{world.size}.pt")
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_two_processes_train_like_one_with_the_same_images_in_a_step(tmp_path, norm):
+    """Without batch norm, and with statistics over all processes: in float64 what is left is no more than rounding."""
+    trained_in_double(tmp_path, norm)
+    in_two_processes(tmp_path, trained_in_double, tmp_path, norm)
+    alone = torch.load(tmp_path / "0_of_1.pt")
+    for rank in range(2):
+        together = torch.load(tmp_path / f"{rank}_of_2.pt")
+        assert alone.keys() == together.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value, rtol=1e-6, atol=1e-9)

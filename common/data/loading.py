@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common.data.order import StepRange, StepSampler
 from common.device.cores import cpu_cores
+from common.device.stopping import stay_out_of_it
 from common.device.world import World, seed_step
 from common.errors import InputError
 
@@ -124,6 +125,7 @@ def _loader(dataset: Dataset, keys: Sequence, world: World, workers: int, collat
         num_workers=workers,
         collate_fn=_Collate(collate),
         pin_memory=world.device.type != "cpu",
+        worker_init_fn=stay_out_of_it,
     )
 
 

@@ -8,12 +8,50 @@ import signal
 import sys
 import threading
 import traceback
+from typing import TextIO
 
 import torch.distributed as dist
 
-from common.errors import Diverged, InputError, NotSaved
+from common.device.relay import exit_code_of_stop
+from common.errors import Diverged, ExitCode, InputError, NotSaved, Stopped
 
-OUT_OF_MEMORY_WORDS = 160  # letters of such an error that say how much was asked for; the rest is for programmers
+ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
+
+
+class Lasting:
+    """A stream of text whose reader may go: `train.py | head` ends no run. What nobody reads is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self.is_read = stream, True
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._noticing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._noticing():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _noticing(self):
+        try:
+            yield
+        except BrokenPipeError:
+            self.is_read = False
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # for what is still in the buffers, here and in libraries
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def lasting_output():
+    """Let what is printed last longer than its readers."""
+    with contextlib.redirect_stdout(Lasting(sys.stdout)), contextlib.redirect_stderr(Lasting(sys.stderr)):
+        yield
 
 
 @contextlib.contextmanager
@@ -27,7 +65,9 @@ def exit_codes():
     except KeyboardInterrupt:
         if "LOCAL_RANK" not in os.environ:  # the processes of a run leave the word to the one that started them
             print(f"{name}: interrupted; continue with the same command and --resume auto", file=sys.stderr)
-        leave(130)
+        leave(ExitCode.INTERRUPTED)
+    except Stopped:  # the run has said so
+        leave(exit_code_of_stop())
     except Exception as error:
         text, code = _in_words(error)
         if text:
@@ -41,24 +81,34 @@ def _in_words(error: Exception) -> tuple[str, int]:
     """(What a user is told of an error, or '' for one of the program itself; exit code)."""
     said = " ".join(str(error).split())
     if isinstance(error, InputError):
-        return f"error: {error}", 2
+        return f"error: {error}", ExitCode.INPUT
     if isinstance(error, Diverged | NotSaved):
-        return f"stopped: {error}", 1
+        return f"stopped: {error}", ExitCode.FAILED
     if isinstance(error, PermissionError) and error.filename:
-        return f"error: no permission for {error.filename}; have its owner give it, or name another path", 2
+        said = f"error: no permission for {error.filename}; have its owner give it, or name another path"
+        return said, ExitCode.INPUT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"stopped: no space is left for {error.filename or 'a file'}; what was complete before is still there: "
             "free some space, and continue with --resume auto"
-        ), 1
+        ), ExitCode.FAILED
     if is_out_of_memory(error):
         return (
-            f"stopped: out of memory ({said.partition('. GPU ')[0][:OUT_OF_MEMORY_WORDS]}); lower "
+            f"stopped: out of memory ({said.partition('. GPU ')[0][:ERROR_LETTERS]}); lower "
             "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size"
-        ), 1
-    if dist.is_initialized() and re.search("Connection (closed|reset)|Broken pipe", said):
-        return f"process {dist.get_rank()} has lost another process of the run", 1
-    return "", 1
+        ), ExitCode.FAILED
+    if dist.is_initialized() and (end := _end_of_communication(error, said)):
+        return f"process {dist.get_rank()} {end}", ExitCode.FAILED
+    return "", ExitCode.FAILED
+
+
+def _end_of_communication(error: Exception, said: str) -> str:
+    """What happened between the processes, where that is what an error tells; '' otherwise."""
+    if re.search("Connection (closed|reset|refused)|Broken pipe|remote process exited", said):
+        return "has lost another process of the run"
+    if re.search(r"[Tt]imed out (waiting|after)|[Tt]imeout (after|waiting)", said):
+        return "has waited in vain for another process of the run, which may hang: look for the one without an error"
+    return f"cannot reach the others: {said[:ERROR_LETTERS]}" if isinstance(error, dist.DistError) else ""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -69,8 +119,13 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def leave(code: int) -> None:
     """Leave at once where other processes of the run may be waiting for this one in a collective."""
+    if dist.is_initialized():
+        leave_at_once(code)
+    sys.exit(code)
+
+
+def leave_at_once(code: int) -> None:
+    """Leave without what Python does at its end."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if dist.is_initialized():
-        os._exit(code)
-    sys.exit(code)
+    os._exit(code)

@@ -5,18 +5,20 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from argparse import Namespace
+from pathlib import Path
 
 import torch.distributed as dist
 
+import common
 from common.device import npu
 from common.device.cores import cpu_cores
-from common.device.exits import leave
+from common.device.exits import leave_at_once
+from common.device.relay import CHECKED, STARTED, Relay
+from common.device.stopping import SAVES
 from common.device.world import chosen_devices, device_count, find_device_type, why_this_device
-from common.errors import InputError
-
-# Set for the processes that `run_torchrun` starts: their arguments have been checked already.
-CHECKED = "SEGMENTATION_ZOO_CHECKED"
+from common.errors import ExitCode, InputError
 
 
 def local_devices(args: Namespace) -> list[int]:
@@ -101,9 +103,9 @@ def is_checked() -> bool:
 def leave_group() -> None:
     """Take this process, which has done its work, out of the group of processes."""
     if dist.is_initialized():
-        if dist.get_backend() == "gloo":
-            leave(0)  # with torch 2.6, destroying a group of gloo may wait for ever, and not doing so abort
-        dist.destroy_process_group()
+        if dist.get_backend() != "gloo":
+            dist.destroy_process_group()
+        leave_at_once(ExitCode.DONE)  # with torch 2.6, destroying a group of gloo may wait for ever, or abort
 
 
 def _check_launcher(args: Namespace) -> None:
@@ -131,7 +133,10 @@ def _end_with_parent() -> None:
 
 
 def run_torchrun(args: Namespace) -> None:
-    """Run this script once per device under torchrun, and leave with the exit code of the process that failed."""
+    """Run this script once per device under torchrun, and leave with the exit code of the process that failed.
+
+    Signals are passed on to the processes, which end in order; this one ends when they have.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
@@ -155,7 +160,6 @@ def run_torchrun(args: Namespace) -> None:
     else:
         # finds a free port by itself, at an address that needs no name: that of a laptop may not resolve
         command += ["--standalone", "--local_addr=127.0.0.1"]
-    os.environ[CHECKED] = "1"
     # torchrun would set one thread per process, which leaves most cores of a CPU run idle
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // processes)))
     # our processes say themselves why they end, in one line; torchrun would add a page about each
@@ -163,24 +167,36 @@ def run_torchrun(args: Namespace) -> None:
     for logger in list(logging.root.manager.loggerDict):
         if logger.startswith("torch.distributed.elastic."):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
-    _stay_under_nohup()
-    try:
-        run(get_args_parser().parse_args([*command, *sys.argv]))
-    except ChildFailedError as error:
-        failures = list(error.failures.values())
-        for failure in failures:
-            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # SIGTERM is how torchrun ends the others
-                print(f"process {failure.local_rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
-        codes = [failure.exitcode for failure in failures if failure.exitcode > 0]
-        sys.exit(2 if 2 in codes else (codes or [1])[0])
-    except SignalException as error:
-        raise KeyboardInterrupt from error
+    with tempfile.TemporaryDirectory(prefix="segmentation-zoo-") as folder:
+        os.environ |= {CHECKED: folder, STARTED: str(common.STARTED)}
+        relay = Relay(Path(folder))
+        _listen(relay)
+        try:
+            run(get_args_parser().parse_args([*command, *sys.argv]))
+        except ChildFailedError as error:
+            sys.exit(_exit_code(error.failures))
+        except SignalException as error:
+            raise KeyboardInterrupt from error
+        if relay.has_stopped:
+            sys.exit(ExitCode.STOPPED)
 
 
-def _stay_under_nohup() -> None:
-    """Have torchrun ignore the end of the terminal where this process does: it would undo what nohup has set."""
+def _exit_code(failures: dict) -> int:
+    """That of the processes that failed, by their numbers; says which was killed, if that was what happened first."""
+    first = min(failure.timestamp for failure in failures.values())
+    for rank, failure in failures.items():
+        if failure.exitcode < 0 and failure.timestamp == first:  # torchrun ends the others with signals
+            print(f"process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
+    codes = [failure.exitcode for failure in failures.values() if failure.exitcode > 0]
+    return ExitCode.INPUT if ExitCode.INPUT in codes else (codes or [ExitCode.FAILED])[0]
+
+
+def _listen(relay: Relay) -> None:
+    """Have torchrun pass signals on: by itself it would end the processes, and give them half a minute to go."""
     from torch.distributed.elastic.multiprocessing import api
 
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        end = api._terminate_process_handler
-        api._terminate_process_handler = lambda number, frame: None if number == signal.SIGHUP else end(number, frame)
+    end = api._terminate_process_handler
+    api._terminate_process_handler = lambda number, frame: (
+        end(number, frame) if number == signal.SIGQUIT else relay.take(number, frame)
+    )
+    signal.signal(SAVES, relay.take)

@@ -26,6 +26,7 @@ class Progress(NamedTuple):
     steps_done: int
     best: float | None  # score so far
     images_per_step: int  # of all devices
+    unscored: bool = False  # the evaluation after these steps was due, and ended before it was done
 
 
 def state_of(amp: Amp, progress: Progress, made_by: dict) -> tuple[dict, dict]:

@@ -12,7 +12,7 @@ class Lines:
 
     def __init__(self, path: Path, first_step: int, total_steps: int):
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
-        self._bar = None
+        self._bar, self._is_read = None, True
         # a terminal that tells no width (some remote shells) has no room for a bar: it gets the lines
         wide = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         if wide and total_steps > first_step:
@@ -22,7 +22,7 @@ class Lines:
         """A line in the file and on the terminal."""
         self._keep(line)
         if self._bar is None:
-            print(line, flush=True)
+            self._print(line)
         else:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
@@ -31,7 +31,7 @@ class Lines:
         """A line about the progress: where there is a bar, the terminal gets the `short` one behind it."""
         self._keep(line)
         if self._bar is None:
-            print(line, flush=True)
+            self._print(line)
         else:
             self._bar.set_postfix_str(short)
 
@@ -48,6 +48,12 @@ class Lines:
     def close(self) -> None:
         """The file is complete."""
         self._file.close()
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+        if self._is_read and not getattr(sys.stdout, "is_read", True):  # see `common.device.exits.Lasting`
+            self._is_read = False
+            self._keep("nobody reads the output any more (a closed pipe): from here on lines are in this file alone")
 
     def _keep(self, line: str) -> None:
         self._file.write(line + "\n")

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +22,11 @@ from common.device.world import World, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged
 from common.record.environment import environment
 from common.record.files import write_json
-from common.record.folder import RUN_MARK, open_folder
+from common.record.folder import open_folder
 from common.record.health import Health
 from common.record.lines import Lines
 from common.record.numbers import Numbers, cut_rows
+from common.record.pieces import add_piece
 from common.record.report import Title, closing_lines, write_report
 from common.scores.metrics import Metric
 
@@ -40,6 +42,7 @@ class Course(NamedTuple):
     images_per_step: int = 1  # of all devices
     best: float | None = None  # score of the steps before, where this continues a run
     continues: bool = False  # in the folder of the run that did the steps before
+    started: float | None = None  # when the process began, in seconds of the clock; None: now
 
 
 class RunLog:
@@ -61,7 +64,7 @@ class RunLog:
         self.config, self.title = config, title
         self.step, self.best = course.first_step, course.best
         self.loss, self.scores = float("nan"), {}  # of the last line, of the last evaluation
-        self.started = time.time()
+        self.started = course.started or time.time()  # of this piece, less what the pieces before have taken
         self._scored_step = None
         self._pending: list[list[Tensor]] = []  # sum and terms of the losses since the last line, on the device
         self._term_names: list[str] = []
@@ -153,6 +156,7 @@ class RunLog:
             "epoch": (self.step - 1) // self.course.steps_per_epoch + 1,
             "loss": mean_losses[0],
             "lr": optimizer.param_groups[0]["lr"],
+            "rated": [self._rated_images, self._rated_seconds],
             f"{memory}_memory_gib": memory_gib,
         }
         if len(self._term_names) > 1:
@@ -162,9 +166,7 @@ class RunLog:
         return row
 
     def _report_training(self, row: dict) -> None:
-        self._numbers.append(row)
-        for name in row.keys() - {"kind", "step", "epoch"}:
-            self._numbers.curve(f"train/{name}", row[name], self.step)
+        self._append(row)
         memory = "device" if "device_memory_gib" in row else "resident"
         rate, memory_gib = row["images_per_second"], row[f"{memory}_memory_gib"]
         total_steps, images_per_step = self.course.total_steps, self.course.images_per_step
@@ -205,12 +207,7 @@ class RunLog:
         row = {"kind": "eval", "step": self.step, **scores, "best": self.best, "pixels": metric.pixels()}
         if class_iou:
             row["class_iou"] = class_iou
-        self._numbers.append(row)
-        for key, score in scores.items():
-            self._numbers.curve(f"eval/{key}", score, self.step)
-        for key, iou in class_iou.items():
-            if not math.isnan(iou):  # a class that occurs nowhere has no curve
-                self._numbers.curve(f"eval_class_iou/{key}", iou, self.step)
+        self._append(row)
         values = "  ".join(f"{key} {score:.4f}" for key, score in scores.items())
         is_training = self.course.total_steps > 0  # an evaluation without training has no step
         when = f" at step {self.step}" if is_training else ""
@@ -219,16 +216,21 @@ class RunLog:
             shown = (f"{key} {'-' if math.isnan(iou) else f'{iou:.3f}'}" for key, iou in class_iou.items())
             self.say("  IoU:  " + "  ".join(shown))
 
+    def _append(self, row: dict) -> None:
+        now = datetime.fromtimestamp(time.time()).astimezone().isoformat(timespec="seconds")
+        self._numbers.append(row | {"time": now, "elapsed_seconds": time.time() - self.started})
+
     def pictures(self, panels: list[np.ndarray]) -> None:
         """Keep pictures [H, W, 3] uint8 (image, truth and prediction side by side) of the present step."""
         if self.world.is_main:
             self._numbers.pictures(panels, self.step)
             self.restart_clock()
 
-    def say(self, line: str) -> None:
-        """A line for people, on the console and in train.log; from the main process alone."""
+    def say(self, *lines: str) -> None:
+        """Lines for people, on the console and in train.log; from the main process alone."""
         if self.world.is_main:
-            self._lines.say(line)
+            for line in lines:
+                self._lines.say(line)
 
     def restart_clock(self) -> None:
         """Begin a stretch of training steps: what happened since the last line (a checkpoint, say) is not counted."""
@@ -256,19 +258,34 @@ class RunLog:
             "best": self.best,
             "scores": list(scores),
             **scores,
-            "duration_seconds": time.time() - self.started,
+            "duration_seconds": time.time() - self.started,  # end to end: checks, imports and weights included
             "output_dir": str(self.output_dir),
         }
         if self.world.is_main:
+            piece = self._piece
+            result |= {"git_commit": piece["environment"]["git_commit"], "seed": self.config.get("seed")}
+            result["command"] = piece["command"]
             write_json(self.output_dir / "result.json", result)
             write_report(result, self.title, self.course.images_per_step, self.world)
             self._lines.end_bar()
             for line in closing_lines(result, self.title):
                 self.say(line)
-            self._numbers.close()
-            self._lines.close()
-            self._lock.close()
+            self._close()
         return result
+
+    def stop(self, reason: str) -> None:
+        """Say that the run ends before its end, and let its files go."""
+        if self.world.is_main:
+            self._lines.end_bar()
+            done = f"{reason} after step {self.step} of {self.course.total_steps}"
+            go_on = "continue with the same command and --resume auto"
+            self.say(f"{done}; {go_on}" if self.course.total_steps else f"{reason}; give the same command again")
+            self._close()
+
+    def _close(self) -> None:
+        self._numbers.close()
+        self._lines.close()
+        self._lock.close()
 
     @property
     def _case(self) -> str:
@@ -277,9 +294,13 @@ class RunLog:
     def _open(self) -> None:
         course = self.course
         self._lock = open_folder(self.output_dir, course.continues)
-        if course.continues and (scored := cut_rows(self.output_dir, course.first_step)):
-            self.scores, self._scored_step = scored
-        write_json(self.output_dir / RUN_MARK, {"values": self.config, "environment": environment(self.world)})
+        if course.continues:
+            before = cut_rows(self.output_dir, course.first_step)
+            self.scores, self._scored_step, self.loss = before.scores, before.scored_step, before.loss
+            self._rated_images, self._rated_seconds = before.rated
+            self.started -= before.elapsed_seconds
+        here = environment(self.world)
+        self._piece = add_piece(self.output_dir, course.first_step, self.config, here, course.continues)
         self._numbers = Numbers(self.output_dir, self.config, course.first_step + 1 if course.continues else None)
         self._lines = Lines(self.output_dir / "train.log", course.first_step, course.total_steps)
         what = f"evaluation, {course.images_per_step} images at a time"

@@ -1,60 +1,143 @@
 """The numbers of a run, for programs and for TensorBoard: metrics.jsonl and events."""
 
 import json
+import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from common.record.files import finite, write_atomically
 
-METRICS = "metrics.jsonl"
+METRICS, EVENTS = "metrics.jsonl", "events"
+NO_CURVES = {  # the names in a row that are neither losses nor scores
+    "kind",
+    "step",
+    "epoch",
+    "best",
+    "pixels",
+    "class_iou",
+    "time",
+    "elapsed_seconds",
+    "rated",
+}
+
+
+class Before(NamedTuple):
+    """What the rows of metrics.jsonl tell of the pieces of a run before this one."""
+
+    scores: dict[str, float] = {}  # of the last evaluation,
+    scored_step: int | None = None  # after so many steps
+    loss: float = math.nan  # of the last line
+    rated: tuple[int, float] = (0, 0.0)  # images that count in images/s, and their seconds
+    elapsed_seconds: float = 0.0  # of all pieces, steps that were done in vain included
 
 
 class Numbers:
-    """Rows of metrics.jsonl and TensorBoard's events; only the main process has them."""
+    """Rows of metrics.jsonl, and TensorBoard's events with the same numbers; only the main process has them.
+
+    Both are written with each row, and so before the checkpoint of its step. tensorboardX's own SummaryWriter hands
+    events to a thread, for which its `flush` does not wait: what a killed run had not written by then was lost.
+    """
 
     def __init__(self, output_dir: Path, config: dict, purge_step: int | None):
-        """purge_step: hides the events that an interrupted run wrote from this step on, which is done again."""
-        from tensorboardX import SummaryWriter  # takes a second to import
+        """purge_step: hides the events that an interrupted run wrote from this step on, which is done again.
 
-        self._path = output_dir / METRICS
-        self._events = SummaryWriter(str(output_dir / "events"), purge_step=purge_step)
-        # an event at once: tensorboardX cannot close a file at exit to which it has not written (Python 3.12)
-        self._events.add_text("config", "\n".join(f"    {name}: {value}" for name, value in config.items()))
+        Where the run continues, curves that its events lack are added from metrics.jsonl.
+        """
+        from tensorboardX import summary  # takes a second to import
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._path, self._summary, self._event = output_dir / METRICS, summary, Event
+        folder = output_dir / EVENTS
+        known = curves_written(folder) if purge_step is not None else set()
+        folder.mkdir(parents=True, exist_ok=True)
+        # a name of its own: tensorboardX knows seconds, in which a run can be started twice
+        self._events = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
+        if purge_step is not None:
+            self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
+        text = "\n".join(f"    {name}: {value}" for name, value in config.items())
+        self._write(0, summary=summary.text("config", text))
+        if purge_step is not None and self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                self._add_curves(json.loads(line), known)
+        self._events.flush()
 
     def append(self, row: dict) -> None:
-        """One row, as a line of JSON; values that are not finite become null."""
+        """One row, as a line of JSON and as points of curves; values that are not finite become null."""
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row)) + "\n")
-
-    def curve(self, name: str, value: float, step: int) -> None:
-        """A point of one of TensorBoard's curves."""
-        self._events.add_scalar(name, value, step)
+        self._add_curves(row)
+        self._events.flush()
 
     def pictures(self, panels: list[np.ndarray], step: int) -> None:
         """Pictures [H, W, 3] uint8."""
         for index, panel in enumerate(panels):
-            self._events.add_image(f"eval/example_{index}", panel, step, dataformats="HWC")
+            name = f"eval/example_{index}"
+            self._write(step, summary=self._summary.image(name, panel, dataformats="HWC"))
         self._events.flush()
 
     def close(self) -> None:
         """All is written."""
         self._events.close()
 
+    def _add_curves(self, row: dict, but: frozenset | set = frozenset()) -> None:
+        for name, value in curves(row):
+            if (name, row["step"]) not in but:
+                self._write(row["step"], summary=self._summary.scalar(name, value))
 
-def cut_rows(output_dir: Path, first_step: int) -> tuple[dict[str, float], int] | None:
+    def _write(self, step: int, **content) -> None:
+        self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
+
+
+def curves(row: dict) -> Iterator[tuple[str, float]]:
+    """(curve, value) of a row of metrics.jsonl; what is not a finite number has no point."""
+    values = {f"{row['kind']}/{name}": value for name, value in row.items() if name not in NO_CURVES}
+    values |= {f"eval_class_iou/{name}": value for name, value in row.get("class_iou", {}).items()}
+    for name, value in values.items():
+        if value is not None and math.isfinite(value):
+            yield name, value
+
+
+def curves_written(folder: Path) -> set[tuple[str, int]]:
+    """(curve, step) of all points in the event files of a folder, up to where one is cut off."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = set()
+    for path in folder.glob("*tfevents*"):
+        data, at = path.read_bytes(), 0
+        while at + 12 <= len(data):  # TFRecord: length (8 bytes), its check sum (4), the event, its check sum (4)
+            end = at + 12 + int.from_bytes(data[at : at + 8], "little")
+            if end + 4 > len(data):
+                break
+            event = Event.FromString(data[at + 12 : end])
+            found |= {(value.tag, event.step) for value in event.summary.value}
+            at = end + 4
+    return found
+
+
+def cut_rows(output_dir: Path, first_step: int) -> Before:
     """Drop the rows that an interrupted run wrote after the checkpoint from which this one continues.
 
-    Returns the scores of the last evaluation that is kept, and after how many steps it was; None where there is none.
+    Returns what the rows tell that are kept; time has passed for the others too.
     """
     path = output_dir / METRICS
     if not path.exists():
-        return None
+        return Before()
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    elapsed = max((json.loads(line).get("elapsed_seconds", 0.0) for line in lines), default=0.0)
     kept = [line for line in lines if json.loads(line)["step"] <= first_step]
     write_atomically(path, lambda file: file.write("".join(kept).encode()))
-    evaluations = [row for row in map(json.loads, kept) if row["kind"] == "eval"]
-    if not evaluations:
-        return None
-    last = evaluations[-1]
-    return {key: last[key] for key in last if key not in ("kind", "step", "best", "pixels", "class_iou")}, last["step"]
+    before = Before(elapsed_seconds=elapsed)
+    for row in map(json.loads, kept):
+        if row["kind"] == "train":
+            before = before._replace(
+                loss=math.nan if row["loss"] is None else row["loss"], rated=tuple(row.get("rated", (0, 0.0)))
+            )
+        else:
+            scores = {name: value for name, value in row.items() if name not in NO_CURVES}
+            before = before._replace(scores=scores, scored_step=row["step"])
+    return before

@@ -117,7 +117,7 @@ def resume(content: dict, amp: Amp) -> Progress:
         group.clear()
         group.update(values, params=parameters)
     amp.load_state_dict(content["amp"])
-    return Progress(content["steps_done"], content["best"], content["images_per_step"])
+    return Progress(content["steps_done"], content["best"], content["images_per_step"], content.get("unscored", False))
 
 
 def _check_optimizer(saved: dict, optimizer: Optimizer) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from common.data.order import Length
-from common.device.agreement import Agreement
 from common.errors import Diverged, NotSaved
 from common.record.checkpoint import Progress, state_of
 from common.record.files import write_atomically
@@ -38,7 +37,7 @@ class Saver:
         self.args, self.amp, self.log, self.length, self.made_by = args, amp, log, length, made_by
         self._saved_step: int | None = None  # 0-based
         self._since = time.monotonic()  # the last one
-        self._agreement = Agreement()
+        self._asked = False  # for the next one, by the clock
         self._step_of_last: int | None = None  # of a last.pt that is known to be whole
         self._unsaved: dict[str, str] = {}  # file that could not be written -> what was said of it
 
@@ -47,26 +46,30 @@ class Saver:
         self._step_of_last = steps_done if checkpoint.name == "last.pt" else None
 
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint is to come after this 0-based step, besides those of the evaluations.
-
-        All processes ask in every step, and get the same answer: the clock is that of the main process.
-        """
-        seconds = 60 * self.args.save_every_minutes
-        is_late = bool(seconds) and self._agreement.any(
-            self.amp.world.is_main and time.monotonic() - self._since >= seconds
-        )
+        """Whether a checkpoint is to come after this 0-based step, besides those of the evaluations and the clock."""
         every_epochs = getattr(self.args, "save_every_epochs", 0)
         every = self.args.save_every_steps, every_epochs * self.length.steps_per_epoch
-        return self._saved_step != step and (is_late or any(self.length.is_due(step, steps) for steps in every))
+        return not self.has(step) and any(self.length.is_due(step, steps) for steps in every)
 
-    def save(self, step: int, is_best: bool = False) -> None:
-        """Write last.pt after this 0-based step, and when `is_best`, best.pt.
+    def has(self, step: int) -> bool:
+        """Whether a checkpoint was written, or tried, after this 0-based step."""
+        return self._saved_step == step
+
+    def asks(self) -> bool:
+        """Whether the clock asks for a checkpoint: that of the main process, and once until there is one."""
+        seconds = 60 * self.args.save_every_minutes
+        is_late = self.amp.world.is_main and 0 < seconds <= time.monotonic() - self._since
+        asks, self._asked = is_late and not self._asked, self._asked or is_late
+        return asks
+
+    def save(self, step: int, is_best: bool = False, unscored: bool = False) -> None:
+        """Write last.pt after this 0-based step, and when `is_best`, best.pt; unscored: see `Progress`.
 
         Raises Diverged for losses and weights that are not finite: the last checkpoint stays a good one.
         """
         self.log.flush(self.amp.optimizer, self.amp)  # looks at the losses
         if self.amp.world.is_main:
-            progress = Progress(step + 1, self.log.best, self.log.course.images_per_step)
+            progress = Progress(step + 1, self.log.best, self.log.course.images_per_step, unscored)
             weights, state = state_of(self.amp, progress, self.made_by)
             if where := not_finite(state):
                 raise Diverged(
@@ -76,7 +79,7 @@ class Saver:
             if is_best:
                 self._write("best.pt", weights)
             self._write("last.pt", state)
-        self._saved_step, self._since = step, time.monotonic()
+        self._saved_step, self._since, self._asked = step, time.monotonic(), False
         self.log.restart_clock()
 
     def _write(self, name: str, state: dict) -> None:

@@ -13,7 +13,9 @@ from common.data.colours import denormalize
 from common.data.loading import eval_batches, to_device
 from common.data.pictures import LabelledPictures
 from common.device.placement import share_buffers
+from common.device.stopping import Orders
 from common.device.world import World
+from common.errors import Stopped
 from common.scores.metrics import Metric, class_ids
 from common.scores.predict import panel
 
@@ -23,12 +25,13 @@ SEARCHED_SHAPES = 2
 
 
 class Evaluation(NamedTuple):
-    """How a network is evaluated: on which device, by how many images at a time, in which precision."""
+    """How a network is evaluated: on which device, by how many images at a time, in which precision; until when."""
 
     world: World
     batch_size: int = 1  # images of one device at a time
     workers: int = 0
     autocast: Callable[[], AbstractContextManager] = nullcontext
+    orders: Orders | None = None  # what may end it before it is done
 
 
 @torch.no_grad()
@@ -36,6 +39,7 @@ def evaluate(model: nn.Module, dataset: Dataset, metric: Metric, how: Evaluation
     """Count the whole data set in `metric` (on the model's device), summed over all processes; returns it.
 
     model: takes [B, 3, H, W] and gives, in eval mode, logits [B, C, H, W]; it is left in the mode it came in.
+    Raises Stopped, in all processes, when one of them has been asked to end meanwhile.
     """
     was_training = model.training
     model.eval()
@@ -48,9 +52,13 @@ def evaluate(model: nn.Module, dataset: Dataset, metric: Metric, how: Evaluation
             logits = model(images)
         metric.update(logits, target)
         del logits  # gigabytes, which the next batch would find taken
+        if how.orders and how.orders.here:
+            break
     torch.backends.cudnn.benchmark = searches
-    metric.sum_over_ranks()
     model.train(was_training)
+    if how.orders and how.orders.after_evaluation():
+        raise Stopped
+    metric.sum_over_ranks()
     return metric
 
 

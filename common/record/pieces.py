@@ -1,0 +1,36 @@
+"""What each piece of a run was started with: a run that is resumed has several, and its config.json names them all."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from common.record.files import finite, write_json
+from common.record.folder import RUN_MARK
+
+OF_ONE_PIECE = {"given", "resume", "started"}  # what differs between pieces of the same run anyway
+
+
+def add_piece(output_dir: Path, first_step: int, values: dict, environment: dict, continues: bool) -> dict:
+    """Write config.json: `values` and `environment` of this piece, and a list `pieces` of all; returns the last entry.
+
+    An entry has the first step, the command line, values and environment, and what changed since the piece before:
+    {"values": {name: [before, now]}, "environment": {...}}.
+    """
+    path = output_dir / RUN_MARK
+    before = json.loads(path.read_text(encoding="utf-8")) if continues and path.exists() else {}
+    pieces = before.get("pieces", [])
+    if before and not pieces:  # written by an earlier version
+        pieces = [{"first_step": 0, "values": before["values"], "environment": before["environment"]}]
+    # as they are once they have been written
+    piece = json.loads(json.dumps(finite({"values": values, "environment": environment}), default=str))
+    piece = {"first_step": first_step, "command": shlex.join(sys.argv), **piece}
+    if pieces:
+        piece["changed"] = {name: _changed(pieces[-1][name], piece[name]) for name in ("values", "environment")}
+    write_json(path, {name: piece[name] for name in ("values", "environment")} | {"pieces": [*pieces, piece]})
+    return piece
+
+
+def _changed(before: dict, now: dict) -> dict[str, list]:
+    names = [name for name in before | now if name not in OF_ONE_PIECE]
+    return {name: [before.get(name), now.get(name)] for name in names if before.get(name) != now.get(name)}

@@ -1,0 +1,51 @@
+"""How a script starts a run: checks first, then as many processes as devices are asked for."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from types import ModuleType
+
+from torch import nn
+
+from common.data.pictures import Datasets
+from common.device.exits import exit_codes, lasting_output
+from common.device.launch import in_torchrun, leave_group, process_count, run_torchrun, say_why
+from common.device.relay import introduce, started
+from common.device.slurm import adopt
+from common.device.stopping import Stop
+from common.run import Build, Feed, Run
+
+Main = Callable[[Namespace, Run, Datasets, nn.Module], dict]
+
+
+def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> None:
+    """Check the devices and the input, then train in as many processes as devices are asked for.
+
+    Whatever can be known to be wrong raises InputError in `build`, before other processes exist. With more than one
+    device this process becomes torchrun, which starts this script again with the same arguments once per device.
+    The exit codes are those of `common.errors.ExitCode`.
+    """
+    with lasting_output(), exit_codes():
+        adopt(args)
+        alone = not in_torchrun()
+        with Stop(args.max_minutes, started(), alone).listening() as stop:
+            introduce(stop)
+            processes = process_count(args)
+            run = Run(args, presets, processes, stop=stop)
+            built = run.build(build)
+            say_why(args)
+            if processes > 1 and alone:
+                del run, built  # the processes build their own
+                run_torchrun(args)
+                return
+            stop.begin()
+            run.join()
+            main(args, run, *built)
+            leave_group()
+
+
+def carry_out(main: Main, build: Build, args: Namespace, presets: ModuleType, feed: Feed | None = None) -> dict:
+    """What `launch` does, in this process alone, for programs that look at a training from within; its result."""
+    run = Run(args, presets, feed=feed)
+    built = run.build(build)
+    run.join()
+    return main(args, run, *built)
