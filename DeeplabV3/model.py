@@ -54,9 +54,9 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.image_pooling(x.mean(dim=(2, 3), keepdim=True))  # [B, channels, 1, 1]
         branches = [branch(x) for branch in self.branches]
-        # What bilinear upsampling makes of a single pixel. In the layout of the branches: beside an expanded tensor
-        # torch.cat would turn all of them round.
-        pooled = torch.empty_like(branches[0]).copy_(pooled)
+        pooled = pooled.expand_as(branches[0])  # what bilinear upsampling makes of a single pixel
+        if self.training:  # in the layout of the branches: beside an expanded tensor torch.cat turns all of them round
+            pooled = torch.empty_like(branches[0]).copy_(pooled)
         return self.fuse(torch.cat([pooled, *branches], dim=1))
 
 

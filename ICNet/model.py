@@ -55,18 +55,22 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> the same shape.
 
-        Means and their enlargement are linear: two products of matrices give those of all bins together, where pooling
-        and resizing them one after another reads and writes all features eight times, and again on the way back.
+        Means and their enlargement are linear: in training two products of matrices give those of all bins together,
+        where pooling and resizing them one after another reads and writes all features eight times, and again on the
+        way back.
         """
+        size = x.shape[-2:]
+        if not self.training:  # pictures of any size, for each of which the matrices would have to be made
+            return x + sum(resize(F.adaptive_avg_pool2d(x, bins), size) for bins in self.BINS)
         batch, channels, height, width = x.shape
-        matrices = pyramid_of_training if self.training else pyramid
-        pool, enlarge = matrices(self.BINS, (height, width), x.device, x.dtype)
+        pool, enlarge = pyramid(self.BINS, (height, width), x.device, x.dtype)
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         means = torch.bmm(pool.expand(batch, -1, -1), pixels)  # [B, 50, C]
         context = torch.bmm(enlarge.expand(batch, -1, -1), means)  # [B, h w, C]
         return x + context.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
+@cache  # on the device, for all steps
 def pyramid(
     bins: tuple[int, ...], size: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -81,9 +85,6 @@ def pyramid(
     exact = np.float64 if dtype == torch.float64 else np.float32  # an NPU has no float64
     matrices = np.concatenate(pool, dtype=exact), np.concatenate(enlarge, axis=1, dtype=exact)
     return tuple(torch.from_numpy(matrix).to(device, dtype) for matrix in matrices)
-
-
-pyramid_of_training = cache(pyramid)  # on the device, for all steps; pictures to predict have any number of sizes
 
 
 def means(length: int, count: int) -> np.ndarray:

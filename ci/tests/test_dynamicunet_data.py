@@ -19,6 +19,7 @@ from common.data.pictures import Datasets, Source
 from common.data.transforms import Cropping
 from common.device.world import World
 from common.errors import InputError
+from common.record.saving import Saver
 from common.samples.layout import draw
 from common.scores.evaluate import Evaluation, evaluate
 from DynamicUNet import presets
@@ -440,7 +441,10 @@ def test_a_run_trains_both_groups_at_the_rates_asked_for(devkit, tmp_path):
 
 def test_checkpoints_every_few_epochs_beside_the_evaluations(devkit, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr("common.run.save", lambda folder, amp, progress, is_best: saved.append(progress.steps_done))
+    write = Saver._write
+    monkeypatch.setattr(
+        Saver, "_write", lambda saver, name, state: (saved.append(state["steps_done"]), write(saver, name, state))
+    )
     epochs = {"epochs": 5, "eval_every_epochs": 5, "save_every_epochs": 2}  # of one step each
     carry_out("DynamicUNet", "--no_validate", **flags_of(devkit(train=2), tmp_path / "run"), **epochs)
     assert saved == [2, 4, 5]

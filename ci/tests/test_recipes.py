@@ -86,7 +86,8 @@ def watch(tmp_path, monkeypatch):
         presets, train = module(recipe.folder, "presets"), module(recipe.folder, "train")
         info, words = module(recipe.folder, "data").INFO, ["--preset", recipe.preset, "--device", "cpu"]
         args = parse_args(presets, [*words, f"--output_dir={tmp_path / 'run'}"])
-        train_set = type("Pictures", (), {"__len__": lambda _: recipe.images_in_train_set, "info": info})()
+        of_a_set = {"__len__": lambda _: recipe.images_in_train_set, "info": info, "scored_sizes": lambda _: ()}
+        train_set = type("Pictures", (), of_a_set)()
         val_set = train_set if args.validate else None
         build_model = train.build_model
         monkeypatch.setattr(train, "build_datasets", lambda args: Datasets(train_set, val_set))
