@@ -60,8 +60,9 @@ class PyramidPooling(nn.Module):
         way back.
         """
         size = x.shape[-2:]
-        if not self.training:  # pictures of any size, for each of which the matrices would have to be made
-            return x + sum(resize(F.adaptive_avg_pool2d(x, bins), size) for bins in self.BINS)
+        if not self.training:  # pictures have any size, for each of which the matrices would have to be made
+            pool = pool_for_onnx if torch.onnx.is_in_onnx_export() else F.adaptive_avg_pool2d
+            return x + sum(resize(pool(x, bins), size) for bins in self.BINS)
         batch, channels, height, width = x.shape
         pool, enlarge = pyramid(self.BINS, (height, width), x.device, x.dtype)
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
@@ -94,6 +95,21 @@ def means(length: int, count: int) -> np.ndarray:
         first, behind = i * length // count, -(-(i + 1) * length // count)
         matrix[i, first:behind] = 1 / (behind - first)
     return matrix
+
+
+def pool_for_onnx(x: Tensor, bins: int) -> Tensor:
+    """F.adaptive_avg_pool2d, [B, C, h, w] -> [B, C, bins, bins], of operators that ONNX has for every size."""
+    rows, columns = (_means_for_onnx(length, bins, x) for length in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+def _means_for_onnx(length: int, count: int, x: Tensor) -> Tensor:
+    """`means` in the type of x, of operators alone; length is recorded, and may be another one each time."""
+    part, place = torch.arange(count, device=x.device), torch.arange(length, device=x.device)
+    first = torch.div(part * length, count, rounding_mode="floor")
+    behind = torch.div((part + 1) * length + (count - 1), count, rounding_mode="floor")
+    inside = (place >= first[:, None]) & (place < behind[:, None])
+    return inside.to(x.dtype) / (behind - first)[:, None].to(x.dtype)
 
 
 class CascadeFeatureFusion(nn.Module):

@@ -39,5 +39,9 @@ class NotSaved(RuntimeError):
     """A run came to its end, and its last checkpoint could not be written; the exit code is ExitCode.FAILED."""
 
 
+class Failed(RuntimeError):
+    """What was asked for could not be made, and nothing of it is left; the exit code is ExitCode.FAILED."""
+
+
 class Stopped(Exception):
     """All processes of a run were asked to end, and what they had done is kept; the exit code is ExitCode.STOPPED."""

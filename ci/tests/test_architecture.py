@@ -19,7 +19,8 @@ PYTHON_FILES = sorted(
     if "output" not in path.relative_to(ROOT).parts
 )
 IN_EACH_FOLDER = (
-    "__init__.py train.py model.py data.py presets.py predict.py env_npu.sh requirements.txt README.md README.zh.md "
+    "__init__.py train.py model.py data.py presets.py predict.py export.py env_npu.sh requirements.txt "
+    "README.md README.zh.md "
     "test/train_full_1p.sh test/train_full_8p.sh test/train_performance_1p.sh test/train_performance_8p.sh "
     "test/train_eval_1p.sh test/train_eval_8p.sh"
 ).split()
@@ -87,7 +88,7 @@ def test_optional_packages_are_imported_where_they_are_needed(path):
 
 
 def test_only_entry_scripts_touch_the_import_path():
-    entries = {ROOT / folder / name for folder in FOLDERS for name in ("train.py", "predict.py")}
+    entries = {ROOT / folder / name for folder in FOLDERS for name in ("train.py", "predict.py", "export.py")}
     entries |= {ROOT / "ci" / name for name in ("smoke.py", "quickstart.py", "flag_tables.py")}
     entries |= {ROOT / "AttentionUNet" / "dataset.py"}
     entries |= {ROOT / "DeeplabV3" / "tools" / "convert_datasets" / "cityscapes.py"}
@@ -109,7 +110,7 @@ def test_every_launch_script_names_a_preset(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("script", ["train.py", "predict.py"])
+@pytest.mark.parametrize("script", ["train.py", "predict.py", "export.py"])
 def test_flags_are_read_without_importing_torch(folder, script):
     """Importing torch takes seconds; `--help` has to answer at once."""
     code = (

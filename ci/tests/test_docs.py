@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
+import common.scores.export
 import common.scores.predict
 from ci.tests.folders import FOLDERS, ROOT, module
 from common.args import format_setting, parse_args
@@ -342,7 +343,8 @@ def test_flags_in_the_text_exist(path):
     """In `--flag` and `--flag=a|b` of the text, and in the comments of shell blocks."""
     folders = [path.parent.name] if path.parent.name in FOLDERS else FOLDERS
     train = {name for folder in folders for name in train_flags(folder)}
-    known = train | {name for folder in folders for name in vars(parse_predict(folder, PREDICT))}
+    known = train | {name for folder in folders for name in vars(parse_of_script((folder, "predict.py"), PREDICT))}
+    known |= {name for folder in folders for name in vars(parse_of_script((folder, "export.py"), PREDICT[::2]))}
     known |= set(vars(benchmark.parse(["data", "--model", "ICNet"])[1])) if folders is FOLDERS else set()
     document = Document(path)
     blocks = [fence.content for fence in document.fences if fence.language in SHELLS]
@@ -419,7 +421,7 @@ def check_arguments(script: Path, argv: list[str], line: str) -> None:
     elif owner.name == "test" and name.startswith("train_"):
         folder = owner.parent.name
         argv = ["--preset", script.stem.removeprefix("train_"), *argv]
-    elif name in ("train.py", "predict.py"):
+    elif name in ("train.py", *READERS):
         folder = owner.name
     else:
         return
@@ -427,8 +429,8 @@ def check_arguments(script: Path, argv: list[str], line: str) -> None:
     presets = module(folder, "presets")
     for run in re.findall(r"(?:^|[ =/])output/(\w+)/", " ".join(argv)):
         assert run in presets.PRESETS, f"{line}: no preset writes to output/{run}"
-    if name == "predict.py":
-        parse(folder, argv, line, parse_predict)
+    if name in READERS:
+        parse((folder, name), argv, line, parse_of_script)
     else:
         parse(presets, argv, line)
 
@@ -448,15 +450,24 @@ class Parsed(Exception):
     """Ends a script once its arguments have been read."""
 
 
-def parse_predict(folder: str, argv: list[str]) -> Namespace:
-    """The arguments as the folder's predict.py reads them; it goes no further."""
-    real, script = common.scores.predict.parse_predict_args, str(ROOT / folder / "predict.py")
+# script of a folder -> where the function is that reads its arguments
+READERS = {
+    "predict.py": (common.scores.predict, "parse_predict_args"),
+    "export.py": (common.scores.export, "parse_export_args"),
+}
+
+
+def parse_of_script(owner: tuple[str, str], argv: list[str]) -> Namespace:
+    """The arguments as the script of a folder reads them; it goes no further."""
+    folder, name = owner
+    home, reader = READERS[name]
+    real, script = getattr(home, reader), str(ROOT / folder / name)
 
     def stop(*arguments, **options):
         raise Parsed(real(*arguments, **options))
 
     with (
-        patch.object(common.scores.predict, "parse_predict_args", stop),
+        patch.object(home, reader, stop),
         patch.object(sys, "argv", [script, *argv]),
         patch.object(sys, "path", sys.path.copy()),
         pytest.raises(Parsed) as parsed,

@@ -88,7 +88,8 @@ def tree(tmp_path_factory):
         (', "backbone": ["resnet50", "resnet101", "resnet152"]', ""),
         ('"icnet"', '"plainnet"'),
     )
-    change(folder / "predict.py", ('{"backbone": presets.CHOICES["backbone"]}', "{}"))
+    for script in ("predict.py", "export.py"):
+        change(folder / script, ('{"backbone": presets.CHOICES["backbone"]}', "{}"))
     change(
         folder / "train.py",
         (", backbone=args.backbone", ""),

@@ -13,7 +13,7 @@ from typing import TextIO
 import torch.distributed as dist
 
 from common.device.relay import exit_code_of_stop
-from common.errors import Diverged, ExitCode, InputError, NotSaved, Stopped
+from common.errors import Diverged, ExitCode, Failed, InputError, NotSaved, Stopped
 
 ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
 
@@ -82,7 +82,7 @@ def _in_words(error: Exception) -> tuple[str, int]:
     said = " ".join(str(error).split())
     if isinstance(error, InputError):
         return f"error: {error}", ExitCode.INPUT
-    if isinstance(error, Diverged | NotSaved):
+    if isinstance(error, Diverged | NotSaved | Failed):
         return f"stopped: {error}", ExitCode.FAILED
     if isinstance(error, PermissionError) and error.filename:
         said = f"error: no permission for {error.filename}; have its owner give it, or name another path"

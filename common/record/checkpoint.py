@@ -246,9 +246,11 @@ def _type(tensor: Tensor) -> str:
 def load_model(path: str | Path, build_model: Callable, from_reference: Callable, otherwise: dict) -> nn.Module:
     """The network of a checkpoint, with its weights, on the CPU.
 
-    Our files say which arguments `build_model` takes; `otherwise` holds them for files of the reference. Raises
-    InputError for a file that is not of this folder's network.
+    Our files say which arguments `build_model` takes; `otherwise` holds them for files of the reference. An ONNX file
+    of an export.py takes the place of the network. Raises InputError for a file that is not of this folder's network.
     """
+    if Path(path).suffix == ".onnx":
+        return _onnx_network(check_exists(path), build_model.__annotations__["return"].__name__)
     content = read(path)
     ours = is_ours(content)
     options = content["options"] if ours else otherwise
@@ -261,6 +263,17 @@ def load_model(path: str | Path, build_model: Callable, from_reference: Callable
         ) from error
     _take_weights(content, Path(path), model, from_reference)
     return model
+
+
+def _onnx_network(path: Path, model_class: str) -> nn.Module:
+    from common.nets.onnx_network import OnnxNetwork  # for these files alone
+
+    network = OnnxNetwork(path)
+    if network.model_class != model_class:
+        raise InputError(
+            f"{path} is of {network.model_class}, and this folder's network is {model_class}; use that one's folder"
+        )
+    return network
 
 
 def check_evaluation(checkpoint: str, output_dir: str | Path) -> None:
