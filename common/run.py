@@ -38,6 +38,7 @@ from common.record.checkpoint import (
     resume,
     save,
 )
+from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
 from common.record.log import Course, RunLog
 from common.record.profiling import profiled
@@ -232,7 +233,7 @@ class Run:
         self.log = self._open_log()
         todo = StepRange(self.device_batch_size, args.seed, first_step, self.length.total_steps)
         stream = profiled(self.feed.batches(train_set, todo, self.world, self.workers), args, self.world)
-        for step, images, target in self.log.steps(stream):
+        for step, images, target in self.log.steps(shown_first(stream, train_set, self.log)):
             self._step = step
             yield step, images, target
             if self._saved_step != step and any(self.due(step, every) for every in self._steps_between_saves()):
@@ -249,10 +250,9 @@ class Run:
 
     def _open_log(self) -> RunLog:
         """The log of the steps that are left."""
-        best = self.progress.best if self.continues else None
+        done, best = self.progress.steps_done, self.progress.best if self.continues else None
         steps_per_epoch, _, total_steps = self.length
-        first_step = self.progress.steps_done
-        course = Course(first_step, total_steps, steps_per_epoch, self.images_per_step, best, self.continues)
+        course = Course(done, total_steps, steps_per_epoch, self.images_per_step, best, self.continues)
         log = RunLog(self.args.output_dir, self.world, course, vars(self.args), self.title)
         self._say_notes(log)
         return log
