@@ -31,6 +31,7 @@ from common.device.world import Modes, check_same, chosen_devices, find_device_t
 from common.errors import Stopped
 from common.nets.backbone import load_imagenet
 from common.record.checkpoint import Progress, check_evaluation, load_model, load_weights
+from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
 from common.record.log import Course, RunLog
 from common.record.origin import check_continues, made_by
@@ -218,7 +219,7 @@ class Run:
             self.evaluate(self.datasets.val)
         todo = StepRange(self.device_batch_size, args.seed, first_step, self.length.total_steps)
         stream = profiled(self.feed.batches(train_set, todo, self.world, self.workers), args, self.world)
-        for step, images, target in self.log.steps(stream):
+        for step, images, target in self.log.steps(shown_first(stream, train_set, self.log)):
             self._step = step
             yield step, images, target
             if self.saver.is_due(step):
@@ -253,10 +254,9 @@ class Run:
 
     def _open_log(self) -> RunLog:
         """The log of the steps that are left."""
-        best = self.progress.best if self.continues else None
+        done, best = self.progress.steps_done, self.progress.best if self.continues else None
         steps_per_epoch, _, total_steps = self.length
-        first_step, started = self.progress.steps_done, self.stop.since
-        course = Course(first_step, total_steps, steps_per_epoch, self.images_per_step, best, self.continues, started)
+        course = Course(done, total_steps, steps_per_epoch, self.images_per_step, best, self.continues, self.stop.since)
         log = RunLog(self.args.output_dir, self.world, course, vars(self.args), self.title)
         log.say(*self.notes)
         return log

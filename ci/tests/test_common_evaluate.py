@@ -142,7 +142,7 @@ def test_example_panels_show_picture_truth_and_prediction():
     model, images = seeded_model(), Shown(4)
     panels = example_panels(model, images, 3, Evaluation(world()))
     assert len(panels) == 3
-    colours = np.array([*PALETTE, *[(0, 0, 0)] * 252], np.uint8)  # what is ignored is black
+    colours = np.array([*PALETTE, *[(224, 224, 192)] * 252], np.uint8)  # of what is ignored
     for index, panel in enumerate(panels):
         image, target, _ = images[index]
         prediction = model.eval()(Finished(images)[index][0][None])[0].argmax(0)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from common.data.pictures import DatasetInfo
 from common.errors import InputError
-from common.scores.predict import colour, find_images, overlay, panel, parse_predict_args, predict, result_names
+from common.scores.drawing import LEGEND_ROW, colour, overlay, panel
+from common.scores.predict import find_images, parse_predict_args, predict, result_names
 
 PALETTE = [(10, 20, 30), (40, 50, 60), (255, 0, 1)]
 INFO = DatasetInfo(("red", "green", "blue"), PALETTE)
@@ -65,9 +66,9 @@ def draw(path, rows):
     return path
 
 
-def run(source, checkpoint, output, build_model=BrightestChannel, info=INFO, to_input=to_tensor):
+def run(source, checkpoint, output, build_model=BrightestChannel, info=INFO, to_input=to_tensor, flags=()):
     sources = source if isinstance(source, list) else [source]
-    argv = ["--checkpoint", checkpoint, "--input", *sources, "--output", output, "--device", "cpu"]
+    argv = ["--checkpoint", checkpoint, "--input", *sources, "--output", output, "--device", "cpu", *flags]
     args = parse_predict_args({"backbone": ["small", "large"]}, "Tries it.", [str(part) for part in argv])
     return predict(args, build_model, from_reference, info, to_input)
 
@@ -80,11 +81,12 @@ def pixels(path):
 # ---- colours
 
 
-def test_each_class_has_its_colour_and_ignored_pixels_are_black():
-    expected = [[[10, 20, 30], [255, 0, 1]], [[0, 0, 0], [40, 50, 60]]]
+def test_each_class_has_its_colour_and_ignored_pixels_one_that_no_class_has():
+    expected = [[[10, 20, 30], [255, 0, 1]], [[224, 224, 192], [40, 50, 60]]]
     for dtype in (np.uint8, np.int64):
         got = colour(np.array([[0, 2], [255, 1]], dtype), PALETTE)
         assert got.dtype == np.uint8 and got.tolist() == expected
+    assert colour(np.array([[255]]), [(224, 224, 192)]).tolist() == [[[255, 0, 255]]]
 
 
 def test_an_overlay_lies_between_picture_and_colours():
@@ -99,7 +101,7 @@ def test_a_panel_shows_picture_truth_and_prediction_from_left_to_right():
     image = np.full((2, 1, 3), 99, np.uint8)
     got = panel(image, np.array([[0], [255]]), np.array([[1], [2]]), PALETTE)
     assert got.dtype == np.uint8
-    assert got.tolist() == [[[99] * 3, [10, 20, 30], [40, 50, 60]], [[99] * 3, [0, 0, 0], [255, 0, 1]]]
+    assert got.tolist() == [[[99] * 3, [10, 20, 30], [40, 50, 60]], [[99] * 3, [224, 224, 192], [255, 0, 1]]]
 
 
 # ---- images
@@ -217,10 +219,10 @@ def test_masks_overlays_and_ids_are_exact_and_of_the_picture_s_own_odd_size(tmp_
     written = run(tmp_path / "in" / "street.png", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
 
     ids = [[0, 1, 2], [2, 2, 0]] + [[1] * 3] * 3
-    assert pixels(tmp_path / "out" / "street_ids.png") == ("L", ids)
+    assert pixels(tmp_path / "out" / "street_ids.png") == ("P", ids)
     assert pixels(tmp_path / "out" / "street_color.png") == ("RGB", [[list(PALETTE[i]) for i in row] for row in ids])
     mode, blended = pixels(tmp_path / "out" / "street_overlay.png")
-    assert (mode, len(blended), len(blended[0])) == ("RGB", 5, 3)
+    assert (mode, len(blended), len(blended[0])) == ("RGB", 5 + 3 * LEGEND_ROW, 3)
     assert blended[0][0] == pytest.approx([0.45 * 200 + 0.55 * 10, 0.45 * 10 + 0.55 * 20, 0.45 * 10 + 0.55 * 30], abs=1)
     assert written == [tmp_path / "out" / "street_overlay.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -404,17 +406,17 @@ def test_a_photograph_is_seen_as_people_see_it(tmp_path):
     picture = np.array([[RED, GREEN], [RED, GREEN], [RED, GREEN]], np.uint8)
     Image.fromarray(np.ascontiguousarray(np.rot90(picture))).save(tmp_path / "a.png", exif=exif)
     run(tmp_path / "a.png", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
-    assert pixels(tmp_path / "out" / "a_ids.png") == ("L", [[0, 1]] * 3)
+    assert pixels(tmp_path / "out" / "a_ids.png") == ("P", [[0, 1]] * 3)
 
 
 def test_a_picture_that_is_too_large_for_the_device_is_named(tmp_path, monkeypatch):
     draw(tmp_path / "in" / "a.png", [[RED] * 4] * 2)
     errors = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB"), RuntimeError("a bug")]
 
-    def segment(*_):
+    def out_of_memory(*_):
         raise errors[0]
 
-    monkeypatch.setattr("common.scores.predict.segment", segment)
+    monkeypatch.setattr(BrightestChannel, "forward", out_of_memory)
     checkpoint = our_checkpoint(tmp_path / "best.pt")
     with pytest.raises(InputError, match=r"a\.png \(4 x 2\) needs more memory than cpu has; make the picture smaller"):
         run(tmp_path / "in", checkpoint, tmp_path / "out")
@@ -432,7 +434,7 @@ def test_several_images_and_folders_at_once(tmp_path):
         "two_overlay.png",
         "three_overlay.png",
     ]
-    assert pixels(tmp_path / "out" / "deep" / "three_ids.png") == ("L", [[1, 1]] * 2)
+    assert pixels(tmp_path / "out" / "deep" / "three_ids.png") == ("P", [[1, 1]] * 2)
 
 
 def test_images_of_one_name_are_not_written_over_each_other(tmp_path):
@@ -474,4 +476,59 @@ def test_a_single_logit_is_foreground_above_zero_and_brought_to_the_size_of_the_
     checkpoint = our_checkpoint(tmp_path / "b.pt", model_class="Foreground", options={"num_classes": 1}, model=weights)
     picture = draw(tmp_path / "one.png", [[RED] * 4 + [BLUE] * 4] * 4)
     run(picture, checkpoint, tmp_path / "out", Foreground, INFO._replace(channels=1))
-    assert pixels(tmp_path / "out" / "one_ids.png") == ("L", [[1] * 4 + [0] * 4] * 4)
+    assert pixels(tmp_path / "out" / "one_ids.png") == ("P", [[1] * 4 + [0] * 4] * 4)
+
+
+# ---- what is said and written beside
+
+
+def test_the_share_of_each_class_is_said_and_that_one_covers_nearly_all(tmp_path, capsys):
+    draw(tmp_path / "in" / "a.png", [[RED, RED, RED, BLUE]] * 2)
+    draw(tmp_path / "in" / "b.png", [[GREEN] * 2] * 2)
+    run(tmp_path / "in", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("a_overlay.png: red 75.0%, blue 25.0%")
+    assert second.endswith("b_overlay.png: green 100.0% (nearly all of it is one class)")
+
+
+def test_ids_are_seen_in_their_colours_and_read_as_ids(tmp_path):
+    draw(tmp_path / "a.png", [[RED, BLUE]] * 2)
+    run(tmp_path / "a.png", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
+    with Image.open(tmp_path / "out" / "a_ids.png") as picture:
+        assert np.asarray(picture.convert("RGB"))[0].tolist() == [list(PALETTE[0]), list(PALETTE[2])]
+
+
+TWO = INFO._replace(class_names=("no", "yes"), channels=1)
+
+
+def foreground_of(tmp_path, *flags: str) -> list:
+    """The ids of a row of reds by `Foreground`, whose logit is the red in [0, 1] minus 0.5."""
+    checkpoint = our_checkpoint(
+        tmp_path / "b.pt", model_class="Foreground", options={"num_classes": 1}, model={"shift": torch.tensor(0.5)}
+    )
+    picture = draw(tmp_path / "one.png", [[(red, 0, 0)] * 2 for red in (0, 0, 153, 153, 255, 255)])
+    run(picture, checkpoint, tmp_path / "out", Foreground, TWO, flags=flags)
+    return pixels(tmp_path / "out" / "one_ids.png")[1]
+
+
+def test_a_threshold_decides_where_the_second_of_two_classes_begins(tmp_path):
+    assert [row[0] for row in foreground_of(tmp_path)][::5] == [0, 1]
+    # probabilities of the rows: 0.378, ..., 0.622
+    assert [row[0] for row in foreground_of(tmp_path, "--threshold", "0.7")] == [0] * 6
+    assert [row[0] for row in foreground_of(tmp_path, "--threshold", "0.3")] == [1] * 6
+    assert not (tmp_path / "out" / "one_prob.png").exists()
+
+
+def test_probabilities_are_written_in_16_bits(tmp_path):
+    foreground_of(tmp_path, "--probabilities")
+    with Image.open(tmp_path / "out" / "one_prob.png") as picture:
+        values = np.asarray(picture) / 65535
+    assert values[[0, 5], 0].tolist() == pytest.approx([1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))], abs=1e-4)
+
+
+@pytest.mark.parametrize("flags", [["--threshold", "0.4"], ["--probabilities"]])
+def test_what_there_is_of_two_classes_alone_is_refused_for_more(tmp_path, flags):
+    draw(tmp_path / "a.png", [[RED] * 2] * 2)
+    with pytest.raises(InputError, match=rf"{flags[0]} is for two classes, and there are 3 here; leave it out"):
+        run(tmp_path / "a.png", tmp_path / "none.pt", tmp_path / "out", flags=flags)
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ it, or by one that has not: `exif` says which ("turn" or "ignore"), and without 
 import contextlib
 import io
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ SHOWN_BY = {  # orientation -> how the picture in the file is turned to be shown
 }  # fmt: skip
 WIDTH, LENGTH, BITS_PER_SAMPLE = 256, 257, 258  # tags of TIFF, as the next
 SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # of a page: a small copy, or a mask
+LARGE_PIXELS = 1 << 30  # of a picture to be predicted: 4 GiB once decoded
 FULL_16_BITS = 1 << 14  # a 16-bit picture that stays below is one of 8 to 14 bits in a file of 16
 
 Decode = Callable[[bytes, int], np.ndarray]  # bytes of a PNG file, its colour type -> [H, W, 3] RGB or [H, W] uint8
@@ -84,6 +86,19 @@ def decode_plain_png(data: bytes, png: Png | None, color_type: int) -> np.ndarra
         return None
     expected = (png.height, png.width, 3) if color_type == RGB else (png.height, png.width)
     return pixels if pixels is not None and pixels.shape == expected and pixels.dtype == np.uint8 else None
+
+
+@contextlib.contextmanager
+def large_pictures() -> Iterator[None]:
+    """Within it pictures of up to LARGE_PIXELS are decoded: one that is named for prediction is no attack."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = LARGE_PIXELS // 2  # Pillow refuses what has more than twice as many, and warns before
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextlib.contextmanager

@@ -9,13 +9,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from common import IGNORE_INDEX
 from common.data.decode import check_header, check_single, check_sizes, orientation, picture_size, read_image
-from common.data.labels import LabelKind
+from common.data.labels import LabelKind, class_counts
 from common.data.transforms import Crop, cut_label
 from common.errors import UNREADABLE, InputError
 
 RULES = 2  # of reading; raise it when files are read to other values than before, so that caches are not believed
 CHECKING_THREADS = 32  # Pillow decodes without the interpreter's lock
+
+
+class Checked(NamedTuple):
+    """What is known of a label once it has been read."""
+
+    note: str  # about how it was read, or ''
+    as_mask: bool  # whether it holds class 0 and ignored pixels alone, as a mask of 0 and 255 read as class ids does
 
 
 class PairReader(NamedTuple):
@@ -44,18 +52,20 @@ class PairReader(NamedTuple):
         check_sizes(image_file, label_file, picture_size(image_file, self.exif), label.shape)
         return image, cut_label(label, Crop(image.shape[:2], 0, 0, image.shape[:2])), note
 
-    def check(self, pair: Sequence[Path], decode_image: bool) -> str:
-        """A note about how the label was read, or ''. Raises InputError, naming the file, for what cannot be used.
+    def check(self, pair: Sequence[Path], decode_image: bool) -> Checked:
+        """What is known of the label. Raises InputError, naming the file, for what cannot be used.
 
         The label is read. Of the picture, unless it is to be decoded, the header and the end mark are: for the training
         pictures more would take as long as an epoch.
         """
-        if decode_image:
-            return self._replace(width=None)._read(pair)[2]
         image_file, label_file = pair
-        label, note = self.kind_of(label_file).read(label_file, self.exif)
-        check_sizes(image_file, label_file, check_header(image_file, self.exif), label.shape)
-        return note
+        kind = self.kind_of(label_file)
+        if decode_image:
+            _, label, note = self._replace(width=None)._read(pair)
+        else:
+            label, note = kind.read(label_file, self.exif)
+            check_sizes(image_file, label_file, check_header(image_file, self.exif), label.shape)
+        return Checked(note, np.flatnonzero(class_counts(kind, label)).tolist() == [0, IGNORE_INDEX])
 
     def reads_as_before(self, pair: Sequence[Path]) -> bool:
         """Whether the first rules of reading gave the same of this pair, by what the headers of its files say.
@@ -77,16 +87,22 @@ class PairReader(NamedTuple):
 def check_pairs(pairs: Sequence[Sequence[Path]], read: PairReader, decode_images: bool = False) -> None:
     """Open every label file once and refuse what training could not use, before anything is trained.
 
-    Raises InputError, naming the file: see `PairReader.check`. What was read otherwise than its owner may think is said
+    Raises InputError, naming the file: see `PairReader.check`; also where all labels hold class 0 and ignored pixels
+    alone, of which nothing but an IoU of 0 can be learned. What was read otherwise than its owner may think is said
     in one line. decode_images: also decode the pictures; a damaged one of the training pictures whose end is whole is
     reported when training comes to it, but validation would come to it after an epoch of training only.
     """
     with ThreadPoolExecutor(max_workers=min(CHECKING_THREADS, os.cpu_count() or 1)) as pool:
         try:
-            notes = [note for note in pool.map(lambda pair: read.check(pair, decode_images), pairs) if note]
+            checked = list(pool.map(lambda pair: read.check(pair, decode_images), pairs))
         except InputError:
             pool.shutdown(cancel_futures=True)
             raise
-    if notes:
+    if checked and all(label.as_mask for label in checked):
+        raise InputError(
+            f"all {len(checked)} labels, {pairs[0][1]} for one, hold class 0 and ignored pixels (255) alone, "
+            "as masks of 0 and 255 do when they are read as class ids; give labels that hold the ids of classes"
+        )
+    if notes := [label.note for label in checked if label.note]:
         more = f" (and so for {len(notes) - 1} other label files)" if len(notes) > 1 else ""
         print(f"note: {notes[0]}{more}", flush=True)

@@ -1,6 +1,6 @@
 """Pictures with their labels, and what a network and its scores must know of a data set."""
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ class DatasetInfo(NamedTuple):
     mean: Sequence[float] = IMAGENET_MEAN  # of red, green and blue, for pixels in [0, 1]
     std: Sequence[float] = IMAGENET_STD
     new_metric: Callable[["DatasetInfo", Sized, World], Metric] | None = None  # None: a confusion matrix
+    # split -> how many pictures it has as published; several numbers where there are several editions
+    official_counts: Mapping[str, Sequence[int]] = {}  # noqa: RUF012
 
     @property
     def num_classes(self) -> int:

@@ -16,8 +16,8 @@ from common.device.placement import share_buffers
 from common.device.stopping import Orders
 from common.device.world import World
 from common.errors import Stopped
+from common.scores.drawing import panel
 from common.scores.metrics import Metric, class_ids
-from common.scores.predict import panel
 
 # cuDNN tries all kernels for each new shape of a convolution. That pays where all pictures have one size, and the last
 # batch another; for a data set of many sizes it would be done for each batch.

@@ -1,21 +1,26 @@
 """From pictures to coloured masks, with the weights of any of our checkpoints or of the reference's."""
 
+import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from common import IGNORE_INDEX
 from common.args import Parser
-from common.data.decode import IMAGE_SUFFIXES, open_image
-from common.errors import InputError
+from common.data.decode import IMAGE_SUFFIXES, large_pictures, open_image
+from common.errors import ExitCode, InputError
+from common.flags import probability
+from common.scores.drawing import colour, name_of, overlay, palette_picture, shares, with_legend
 
-PARTLY_DONE = 4  # exit code: some of the pictures could not be predicted, and all others were
+LEAST_WINDOW = 64  # pixels of a side
+NEARLY_ALL = 0.99  # share of a picture from which on it is said that one class covers it
+SHOWN_SHARES = 5  # classes in the line of a picture
+OVERLAY_PIXELS = 1 << 25  # an overlay is for looking at: that of a larger picture is made smaller
 
 
 def parse_predict_args(options: dict[str, list[str] | str | int], description: str, argv: list[str] | None = None):
@@ -28,6 +33,18 @@ def parse_predict_args(options: dict[str, list[str] | str | int], description: s
     parser.add_argument("--input", required=True, nargs="+", help="images, or folders that are searched for images")
     parser.add_argument("--output", required=True, help="folder for the pictures; made if it is not there")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "gpu", "cpu"), default="auto")
+    parser.add_argument(
+        "--window", type=_window, default=None, metavar="N",
+        help="pictures above 8 megapixels are predicted by overlapping windows of side N; default: 2048; 0: whole",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=probability, default=None, metavar="P",
+        help="of two classes: the probability from which on a pixel is of the second one; default: 0.5",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probabilities", action="store_true",
+        help="of two classes: also write <name>_prob.png, the probability of the second one in 16 bits (65535 is 1)",
+    )  # fmt: skip
     for name, values in options.items():
         choices, default = (values, values[0]) if isinstance(values, list) else (None, values)
         parser.add_argument(
@@ -39,22 +56,10 @@ def parse_predict_args(options: dict[str, list[str] | str | int], description: s
     return args
 
 
-def colour(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """[H, W] class ids -> [H, W, 3] uint8 in the data set's colours; ignored pixels are black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = palette
-    table[IGNORE_INDEX] = 0
-    return table[class_ids.astype(np.uint8)]
-
-
-def overlay(image: np.ndarray, colours: np.ndarray, strength: float = 0.55) -> np.ndarray:
-    """The colours laid over the picture, both [H, W, 3] uint8."""
-    return (image * (1 - strength) + colours * strength).round().astype(np.uint8)
-
-
-def panel(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette) -> np.ndarray:
-    """Image, truth and prediction side by side: [H, 3 W, 3] uint8."""
-    return np.concatenate([image, colour(target, palette), colour(prediction, palette)], axis=1)
+def _window(text: str) -> int:
+    if not text.isdecimal() or 0 < int(text) < LEAST_WINDOW:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither 0 nor a whole number of at least {LEAST_WINDOW}")
+    return int(text)
 
 
 def find_images(source: str | Path) -> list[tuple[Path, Path]]:
@@ -126,14 +131,14 @@ def shown(path: Path) -> str:
 def predict(
     args, build_model: Callable, from_reference: Callable, info, to_input: Callable | None = None
 ) -> list[Path]:
-    """Write for each image <name>_color.png, <name>_overlay.png and <name>_ids.png (class ids), all of its own size.
+    """Write for each image <name>_color.png, <name>_overlay.png and <name>_ids.png (class ids, in a palette).
 
     build_model, from_reference: the folder's. info: the `DatasetInfo` of what it is trained on. to_input: (PIL picture
     in RGB, options of the network) -> what the network takes of it, [3, h, w], where that is not the picture itself;
     logits of another size than the picture are resized to it.
     Images of a folder keep their subfolders; see `result_names`. An output folder within the input is not searched for
     images. Returns the overlays. An image that cannot be predicted is listed at the end, and all others are done: then
-    the program ends with PARTLY_DONE, or with InputError where none was done.
+    the program ends with ExitCode.OMISSIONS, or with InputError where none was done.
     """
     import torch
 
@@ -141,7 +146,9 @@ def predict(
     from common.device.placement import place
     from common.device.world import card_of_environment, find_device_type, setup
     from common.record.checkpoint import load_model
+    from common.scores.windows import WINDOW, Segmenter
 
+    _check_two_classes(args, info)
     images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
     names = result_names(images)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": info.num_classes, **args.options})
@@ -153,76 +160,83 @@ def predict(
     world = setup(args.device, card_of_environment(find_device_type(args.device)))
     torch.backends.cudnn.benchmark = False  # pictures have sizes of their own: the search would be paid for each
     output = _writable_folder(args.output)
-    place(model, world).eval()
+    # a network that is given a picture at a size of its own has to see all of it
+    window = 0 if to_input else WINDOW if args.window is None else args.window
+    segmenter = Segmenter(place(model, world).eval(), prepare, world, window, args.threshold, args.probabilities)
 
     written, failed = [], []
     for number, path in enumerate(images, start=1):
         try:
-            image = open_image(path)
-            ids = _ids_of(path, image, model, prepare, world)
+            with large_pictures():
+                image = open_image(path)
+            seen = _seen_in(path, image, segmenter)
         except InputError as error:
             failed.append(error)
             continue
-        written.append(_write(output / names[path], image, ids, info.palette))
-        print(f"[{number}/{len(images)}] {shown(path)} -> {shown(written[-1])}", flush=True)
+        found = shares(seen.ids)
+        written.append(_write(output / names[path], image, seen, found, info))
+        print(f"[{number}/{len(images)}] {shown(path)} -> {shown(written[-1])}: {_in_words(found, info)}", flush=True)
     if failed and not written:
         raise failed[0] if len(failed) == 1 else InputError(f"none of {len(failed)} pictures can be used: {failed[0]}")
     if failed:
         lines = [f"{len(failed)} of {len(images)} pictures could not be predicted:", *map(str, failed)]
         print(*lines, sep="\n  ", file=sys.stderr)
-        sys.exit(PARTLY_DONE)
+        sys.exit(ExitCode.OMISSIONS)
     return written
 
 
-def _ids_of(path: Path, image: Image.Image, model, prepare: Callable, world) -> np.ndarray:
-    """`segment`; raises InputError, naming the file, for a size that the model or the memory does not take."""
+def _check_two_classes(args, info) -> None:
+    """Raise InputError for what there is of two classes alone."""
+    for flag, is_given in (("--threshold", args.threshold is not None), ("--probabilities", args.probabilities)):
+        if is_given and len(info.class_names) != 2:
+            raise InputError(f"{flag} is for two classes, and there are {len(info.class_names)} here; leave it out")
+
+
+def _in_words(found: dict[int, float], info) -> str:
+    """The share of each class, the largest first; said where one covers nearly all."""
+    classes = [f"{name_of(number, info.class_names)} {share:.1%}" for number, share in found.items()]
+    more = f" and {len(classes) - SHOWN_SHARES} more" if len(classes) > SHOWN_SHARES else ""
+    alone = " (nearly all of it is one class)" if max(found.values()) >= NEARLY_ALL else ""
+    return ", ".join(classes[:SHOWN_SHARES]) + more + alone
+
+
+def _seen_in(path: Path, image: Image.Image, segmenter: Callable):
+    """What is seen in a picture; raises InputError, naming the file, for a size that model or memory do not take."""
     from common.device.exits import is_out_of_memory
 
     try:
-        return segment(model, image, prepare, world)
+        return segmenter(image)
     except ValueError as error:  # a size that the model does not take
         raise InputError(f"{path} cannot be predicted: {error}") from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise InputError(
-            f"{path} ({image.width} x {image.height}) needs more memory than {world.device} has; make the picture "
-            "smaller, or use --device cpu"
+            f"{path} ({image.width} x {image.height}) needs more memory than {segmenter.world.device} has; make the "
+            "picture smaller, give a smaller --window, or use --device cpu"
         ) from error
 
 
-def _write(stem: Path, image: Image.Image, ids: np.ndarray, palette) -> Path:
-    """Write the results of an image; returns the overlay."""
+def _write(stem: Path, image: Image.Image, seen, found: dict[int, float], info) -> Path:
+    """Write the results of an image, one after the other; returns the overlay. found: the share of each class."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    colours = colour(ids, palette)
-    files = {
-        "ids": Image.fromarray(ids),
-        "color": Image.fromarray(colours),
-        "overlay": Image.fromarray(overlay(np.asarray(image), colours)),
-    }
-    for kind, picture in files.items():
-        picture.save(stem.with_name(f"{stem.name}_{kind}.png"))
-    return stem.with_name(f"{stem.name}_overlay.png")
 
+    def save(picture: Image.Image, kind: str) -> Path:
+        path = stem.with_name(f"{stem.name}_{kind}.png")
+        picture.save(path)
+        return path
 
-def segment(model, image: Image.Image, to_input: Callable, world) -> np.ndarray:
-    """Class ids [H, W] uint8 of a picture in RGB, by a model in eval mode on the device of `world`.
-
-    to_input: a PIL picture in RGB -> what the network takes of it, [3, h, w]. ValueError for a size that the
-    model does not take.
-    """
-    import torch
-    from torch.nn import functional as F
-
-    from common.scores.metrics import class_ids
-    from common.step.losses import at_least_float32
-
-    with torch.no_grad():
-        logits = model(to_input(image)[None].to(world.device, memory_format=world.memory_format))  # [1, C, h, w]
-        size = (image.height, image.width)
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
-        return class_ids(logits)[0].to(torch.uint8).cpu().numpy()
+    ids = palette_picture(seen.ids, info.palette)
+    save(ids, "ids")
+    save(ids.convert("RGB"), "color")
+    if seen.probability is not None:
+        save(Image.fromarray(seen.probability), "prob")
+    smaller = -(-max(1, image.width * image.height) // OVERLAY_PIXELS)
+    factor = next(factor for factor in range(1, smaller + 1) if factor * factor >= smaller)
+    picture = np.asarray(image.reduce(factor) if factor > 1 else image)
+    colours = colour(np.asarray(ids.resize(picture.shape[1::-1], Image.Resampling.NEAREST)), info.palette)
+    blended = with_legend(overlay(picture, colours), found, info.class_names, info.palette)
+    return save(Image.fromarray(blended), "overlay")
 
 
 def _without_output(images: dict[Path, Path], args) -> dict[Path, Path]:

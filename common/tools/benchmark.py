@@ -43,7 +43,7 @@ from common.device.world import World, find_device_type
 from common.errors import InputError
 from common.record.files import write_json
 from common.scores.evaluate import Evaluation, evaluate
-from common.scores.predict import segment
+from common.scores.windows import Segmenter
 from common.step.amp import autocast
 from common.tools.cache import keep
 from common.tools.complexity import complexity
@@ -199,9 +199,11 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
     to_input = partial(data.to_input, options=model.options) if hasattr(data, "to_input") else picture_to_input
     context = partial(autocast, folder.opt_level(world), args.amp_dtype, world)
 
+    segmenter = Segmenter(model, to_input, world)
+
     def mask(image) -> np.ndarray:
         with context():
-            return segment(model, image, to_input, world)
+            return segmenter(image).ids
 
     image = open_image(path)
     clock: dict[str, list[float]] = {"file to mask": [], "picture to mask": []}

@@ -1,0 +1,109 @@
+"""Prediction of one picture, whole or by overlapping windows: what a network needs then depends on the window alone.
+
+Of each window the middle is kept, where the network has seen what is around a pixel; the rim is that of a neighbour,
+but for the rim of the picture (the overlap-tile strategy of Ronneberger et al., "U-Net", MICCAI 2015).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.device.world import World
+from common.scores.metrics import class_ids
+from common.step.losses import at_least_float32
+
+WINDOW = 2048  # pixels of a side; a multiple of what any network here wants
+WHOLE_PIXELS = 1 << 23  # a picture of no more is predicted in one piece, four times the size of Cityscapes
+RIM = 8  # of a window's side so many-th parts are not kept, on each side where a neighbour has them
+
+
+class Window(NamedTuple):
+    """One side of a window: from `start` to `end` is seen, and of that from `keep` to `until` is kept."""
+
+    start: int
+    end: int
+    keep: int
+    until: int
+
+
+def windows(side: int, window: int) -> list[Window]:
+    """Windows of equal length that cover `side` pixels, whose kept parts meet without a gap."""
+    if side <= window:
+        return [Window(0, side, 0, side)]
+    step = window - 2 * (window // RIM)
+    count = -(-(side - window) // step) + 1
+    starts = [round(number * (side - window) / (count - 1)) for number in range(count)]
+    edges = [0, *((start + before + window) // 2 for before, start in zip(starts, starts[1:], strict=False)), side]
+    return [Window(start, start + window, *edges[number : number + 2]) for number, start in enumerate(starts)]
+
+
+class Seen(NamedTuple):
+    """What a network sees in a picture."""
+
+    ids: np.ndarray  # [H, W] uint8, class ids
+    probability: np.ndarray | None = None  # [H, W] uint16: of class 1, 65535 is 1; of networks of two classes alone
+
+
+class Segmenter(NamedTuple):
+    """How pictures are predicted.
+
+    model: in eval mode, on the device of `world`. to_input: a PIL picture in RGB -> what the network takes of it,
+    [3, h, w]. window: side in pixels of the windows of pictures above WHOLE_PIXELS; 0: all in one piece. threshold: of
+    two classes, the probability from which on a pixel is of class 1; None: 0.5, or the larger logit.
+    """
+
+    model: nn.Module
+    to_input: Callable[[Image.Image], Tensor]
+    world: World
+    window: int = 0
+    threshold: float | None = None
+    probabilities: bool = False
+
+    def __call__(self, image: Image.Image) -> Seen:
+        """What is seen in a picture in RGB. Raises ValueError for a size that the model does not take."""
+        ids = np.empty((image.height, image.width), np.uint8)
+        probability = np.empty(ids.shape, np.uint16) if self.probabilities else None
+        for rows, columns in self._windows(image):
+            logits = self._logits(image.crop((columns.start, rows.start, columns.end, rows.end)))  # [1, C, h, w]
+            kept = logits[
+                ..., rows.keep - rows.start : rows.until - rows.start, columns.keep - columns.start :
+            ][..., : columns.until - columns.keep]  # fmt: skip
+            place = slice(rows.keep, rows.until), slice(columns.keep, columns.until)
+            if self.threshold is None and probability is None:
+                ids[place] = class_ids(kept)[0].to(torch.uint8).cpu().numpy()
+                continue
+            chance = foreground(kept)[0]
+            seen = class_ids(kept)[0] if self.threshold is None else chance >= self.threshold
+            ids[place] = seen.to(torch.uint8).cpu().numpy()
+            if probability is not None:
+                probability[place] = (chance.cpu().numpy() * 65535).round().astype(np.uint16)
+        return Seen(ids, probability)
+
+    def _windows(self, image: Image.Image) -> Iterator[tuple[Window, Window]]:
+        """Rows and columns of each piece that is predicted."""
+        whole = not self.window or image.width * image.height <= WHOLE_PIXELS
+        window = max(image.size) if whole else self.window
+        for rows in windows(image.height, window):
+            for columns in windows(image.width, window):
+                yield rows, columns
+
+    @torch.no_grad()
+    def _logits(self, image: Image.Image) -> Tensor:
+        """[1, C, H, W] of a picture or a part of one, of its own size."""
+        images = self.to_input(image)[None].to(self.world.device, memory_format=self.world.memory_format)
+        logits = self.model(images)
+        size = (image.height, image.width)
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
+        return logits
+
+
+def foreground(logits: Tensor) -> Tensor:
+    """[B, C, H, W] logits of one channel, or of two -> [B, H, W] float32: the probability of class 1."""
+    logits = at_least_float32(logits)
+    return torch.sigmoid(logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0])

@@ -1,0 +1,126 @@
+"""Read a whole data set and list what is wrong with it, each with file, reason and remedy.
+
+    python3 -m common.tools.check --model NAME --data_path DIR [--json FILE]
+
+Takes the flags of that model's train.py, of which those that choose the data count. Every picture and every label is
+decoded, by the rules of training (docs/pictures.md), and nothing is changed. Exit code 0, and 2 where something is
+wrong that a training would refuse or learn wrongly.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a script: make the repository root importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import argparse
+import importlib
+from argparse import Namespace
+from collections.abc import Sequence
+
+from common.args import Parser, parse_args
+from common.data.crops import note_on_scale
+from common.data.pictures import Datasets
+from common.data.survey import Problem, Survey, problems_of, split_message, survey
+from common.device.exits import exit_codes
+from common.errors import InputError
+from common.record.files import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOWN_PROBLEMS, SHOWN_FILES = 20, 3  # in the text; --json has all
+
+
+def parse(argv: list[str] | None = None) -> tuple[Namespace, Namespace]:
+    """The check's own values, and those of the model's train.py. argv: without it, those of the process."""
+    models = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, choices=models, help="the folder whose train.py takes the flags")
+    parser.add_argument("--json", metavar="FILE", help="write all that was found there, for programs")
+    own, rest = parser.parse_known_args(argv)
+    return own, parse_args(importlib.import_module(f"{own.model}.presets"), rest)
+
+
+def opened(model: str, args: Namespace) -> tuple[Datasets, list[Problem]]:
+    """The splits that can be opened, and what is wrong with the others. Raises InputError where none can be."""
+    build_datasets = importlib.import_module(f"{model}.data").build_datasets
+    given = vars(args) | {"cache": "", "evaluate": False, "validate": True}
+    try:
+        return build_datasets(Namespace(**given)), []
+    except InputError as error:
+        whole = error
+    parts = []
+    for changes in ({"validate": False}, {"evaluate": True}):  # train alone, and what is scored alone
+        try:
+            parts.append(build_datasets(Namespace(**given | changes)))
+        except InputError:
+            parts.append(Datasets(None, None))
+    if not parts[0].train and not parts[1].val:
+        raise whole
+    return Datasets(parts[0].train, parts[1].val), [Problem((), *split_message(str(whole)), serious=True)]
+
+
+def text_of(surveys: dict[str, Survey]) -> list[str]:
+    """The lines about what is there."""
+    lines = []
+    for split, each in surveys.items():
+        found = each.summary()
+        official = " or ".join(f"{count:,}" for count in found["official_pictures"])
+        same = found["pictures"] in found["official_pictures"]
+        beside = ", as published" if same else f"; published: {official}" if official else ""
+        sizes = list(found["sizes"].items())
+        more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+        lines += [
+            f"{split}: {found['pictures']:,} pictures{beside}",
+            f"  sizes: {', '.join(f'{size} ({count:,})' for size, count in sizes[:3])}{more}",
+            f"  ignored pixels: {found['ignored_share']:.1%}; of the others:",
+            *(
+                f"  {kind['id']:>3} {kind['name']:<20} {kind['share']:>7.2%}  in {kind['pictures']:,} labels"
+                for kind in found["classes"]
+            ),
+            *(f"  note: {note}" for note in found["notes"]),
+        ]
+    return lines
+
+
+def text_of_problems(problems: Sequence[Problem]) -> list[str]:
+    """The lines about what is wrong: file, reason, remedy."""
+    lines = []
+    for number, problem in enumerate(problems[:SHOWN_PROBLEMS], start=1):
+        lines.append(f"{number}. {'problem' if problem.serious else 'warning'}: {problem.reason}")
+        if problem.files and problem.files[0] not in problem.reason:
+            more = f", and {len(problem.files) - SHOWN_FILES} more" if len(problem.files) > SHOWN_FILES else ""
+            lines.append(f"   files: {', '.join(problem.files[:SHOWN_FILES])}{more}")
+        lines.append(f"   remedy: {problem.remedy}")
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"... and {len(problems) - SHOWN_PROBLEMS} more; --json FILE writes all of them")
+    serious = sum(problem.serious for problem in problems)
+    lines.append(f"problems: {serious}, warnings: {len(problems) - serious}" if problems else "nothing is wrong")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print what there is and what is wrong; the exit code."""
+    own, args = parse(argv)
+    with exit_codes():
+        datasets, problems = opened(own.model, args)
+        surveys = {split: survey(dataset, split) for split, dataset in datasets._asdict().items() if dataset}
+        problems = problems + problems_of(surveys)
+        print(*text_of(surveys), sep="\n")
+        if datasets.train and (note := note_on_scale(datasets.train, datasets.val)):
+            print(note)
+        print(*text_of_problems(problems), sep="\n", flush=True)
+        if own.json:
+            splits = {split: each.summary() for split, each in surveys.items()}
+            _write(own.json, {"splits": splits, "problems": [problem._asdict() for problem in problems]})
+        return 2 if any(problem.serious for problem in problems) else 0
+
+
+def _write(file: str, content: dict) -> None:
+    try:
+        write_json(Path(file), content)
+    except OSError as error:
+        raise InputError(f"--json {file} cannot be written ({error.strerror}); name another file") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
