@@ -20,7 +20,8 @@ from common.step.amp import Amp
 from common.step.schedule import set_lr
 
 IMAGES_PER_STEP = 8
-MADE_BY = {"flags": {}, "data": {}, "code": {}, "schedule_steps": 9, "changes": []}
+CODE = {"commit": "0123456789abcdef", "changed": False, "version": None}
+MADE_BY = {"preset": "default", "flags": {}, "data": {}, "code": CODE, "schedule_steps": 9, "changes": []}
 
 
 def started(level="O0", lr=0.1, model=None, fused=True, scale="dynamic") -> Amp:
@@ -270,6 +271,9 @@ def test_a_field_that_is_missing_is_named(tmp_path, field):
         ("options", [], "is a list and not a dictionary"),
         ("model_class", 3, "is 3 and not a name"),
         ("made_by", {"flags": {}}, "is a dict and not a description of the run"),
+        ("made_by", MADE_BY | {"code": {}}, "is a dict and not a description of the run"),
+        ("made_by", MADE_BY | {"data": {"training": {"pairs": 8}}}, "is a dict and not a description of the run"),
+        ("made_by", MADE_BY | {"changes": ["--lr"]}, "is a dict and not a description of the run"),
         ("optimizer", {"state": {}}, "is a dict and not the state of an optimizer"),
         ("optimizer", {"state": {0: 1}, "param_groups": []}, "is a dict and not the state of an optimizer"),
         ("optimizer", {"state": {}, "param_groups": [{"lr": 1}]}, "is a dict and not the state of an optimizer"),

@@ -71,6 +71,10 @@ def _is_named(value, kind: type = object) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) and isinstance(of, kind) for key, of in value.items())
 
 
+def _has(value, *names: str) -> bool:
+    return _is_named(value) and value.keys() >= set(names)
+
+
 def _is_optimizer(value) -> bool:
     """As torch.optim.Optimizer.state_dict makes it."""
     return (
@@ -96,9 +100,14 @@ def _is_made_by(value) -> bool:
     """As `common.record.origin.made_by` makes it."""
     return (
         _is_named(value)
-        and all(_is_named(value.get(name)) for name in ("flags", "data", "code"))
+        and isinstance(value.get("preset"), str)
+        and _is_named(value.get("flags"))
         and _is_count(value.get("schedule_steps"))
+        and _has(value.get("code"), "commit", "changed", "version")
+        and _is_named(value.get("data"))
+        and all(_has(data, "pairs", "names", "labels") for data in value["data"].values())
         and isinstance(value.get("changes"), list)
+        and all(_has(change, "after_step", "differences") for change in value["changes"])
     )
 
 

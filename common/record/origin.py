@@ -2,7 +2,8 @@
 
 Of the data set a fingerprint is kept: how many pairs of files it has, a hash of their names in their order, as they are
 called within their common folder, and a hash of the labels, by the sizes of all and the content of `SAMPLED` of them.
-Moving the folder does not change it. 2975 pairs cost a few hundredths of a second on a local disk.
+Moving the folder does not change it. 2975 pairs cost 0.05 to 0.15 s, measured on one core of an AMD EPYC with the files
+in memory.
 """
 
 import hashlib
@@ -73,7 +74,7 @@ def compare(before: dict | None, now: dict) -> tuple[list[str], list[str]]:
             differences = grave if name in ANOTHER_RUN else other
             differences.append(f"--{name}: {format_value(was)}, now {format_value(value)}")
     if before["code"] != now["code"]:
-        other.append(f"code: {_code_in_words(before['code'])}, now {_code_in_words(now['code'])}")
+        other.append(f"code: {code_in_words(before['code'])}, now {code_in_words(now['code'])}")
     return grave, other
 
 
@@ -84,7 +85,8 @@ def _data_differences(split: str, before: dict, now: dict) -> list[str]:
     return [f"{split} data: {words}" for name, words in kinds.items() if before[name] != now[name]]
 
 
-def _code_in_words(code: dict) -> str:
+def code_in_words(code: dict) -> str:
+    """What `code_version` says, in a few words."""
     words = f"commit {code['commit'][:10]}" if code["commit"] else f"version {code['version']}"
     return f"{words} with changes" if code["changed"] else words
 
