@@ -82,7 +82,10 @@ def loss_scale(text: str) -> str:
 FLAGS: dict[str, dict[str, tuple]] = {
     "data": {
         "data_path": (str, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
-        "dataset": (str, "which data set of the folder's layout"),
+        "dataset": (
+            str,
+            "which data set --data_path is: the published one, or 'folder' for pictures and masks of your own",
+        ),
         "base_size": (_positive, "short side to which training images are scaled, times a random factor, in pixels"),
         "crop_size": (size, "height and width of the training crop, in pixels: one number, or HEIGHTxWIDTH"),
         "min_scale": (amount, "smallest random factor of the training scale"),
@@ -111,6 +114,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (str, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
         "load_from": (str, "start from the weights of a checkpoint, ours or the reference's"),
+        "new_head": (
+            bool,
+            "with --load_from: other weights than the classifiers', which begin at random: for new classes",
+        ),
         "label_resize": (
             ("aligned", "nearest", "bilinear"),
             "how labels are brought to the size of the logits in the loss; nearest and bilinear: as other code does",
@@ -206,6 +213,7 @@ RUN: dict[str, object] = {
     "cache": "",
     "exif": None,  # such pictures are refused
     "load_from": "",
+    "new_head": False,
     "max_steps": 0,
     "sync_bn": False,
     "amp": None,  # on for NPU and CUDA, off on the CPU

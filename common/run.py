@@ -32,6 +32,7 @@ from common.record.checkpoint import (
     check_evaluation,
     continues_run,
     find_resume,
+    load_initial,
     load_model,
     load_weights,
     read_resumable,
@@ -174,8 +175,7 @@ class Run:
             self._resumable = read_resumable(self.checkpoint, model, self.images_per_step)
             self.notes.append(f"continuing from {self.checkpoint}")
         elif args.load_from:
-            load_weights(args.load_from, model, from_reference)
-            self.notes.append(f"initial weights: {args.load_from}")
+            self.notes.append(load_initial(args, model, from_reference))
         elif imagenet_file and (file := imagenet_file(args.backbone, args.pretrained)):
             self.notes.append(load_imagenet(encoder, file))
         else:

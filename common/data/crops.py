@@ -45,6 +45,7 @@ class BlurredCrops(LabelledPictures):
     def __init__(self, source: Source, cropping: Cropping, seed: int):
         super().__init__(source)
         self.cropping, self.seed = cropping, seed
+        self.trained_size = cropping.crop_size
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; the radius of the blur [1]."""
@@ -80,6 +81,7 @@ class DistortedCrops(LabelledPictures):
     def __init__(self, source: Source, cropping: Cropping, seed: int, cat_max_ratio: float = 0.75):
         super().__init__(source)
         self.cropping, self.seed, self.cat_max_ratio = cropping, seed, cat_max_ratio
+        self.trained_size = cropping.crop_size
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; draws [7]: see `finish`."""

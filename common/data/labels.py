@@ -78,7 +78,7 @@ class LabelTable(NamedTuple):
         stored = _read_stored(path, exif)
         if self.by_colour and stored.mode in ("RGB", "RGBA"):
             return Label(self._of_colours(path, stored.values))
-        if stored.mode == "1":
+        if self.by_colour and stored.mode == "1":
             stored = stored._replace(values=stored.values.astype(np.uint8), mode="L")
         if stored.mode not in ("L", "P"):
             raise InputError(
@@ -182,6 +182,20 @@ class MaskFiles:
         """A PNG of grey without transparency."""
         with Image.open(path) as image:
             return image.format == "PNG" and image.mode in ("1", "L") and orientation(image, path, None) == 1
+
+
+def shown_values(path: Path) -> tuple[set[int], set[Colour]]:
+    """(the values, the colours) that a label file of unknown classes holds; one of the two is empty.
+
+    Raises InputError, naming the file, for what is no label file of 8 bits.
+    """
+    stored = _read_stored(path, None)
+    if stored.mode in ("1", "L", "P"):
+        return set(np.unique(stored.values.astype(np.uint8)).tolist()), set()
+    if stored.mode not in ("RGB", "RGBA"):
+        raise InputError(f"{path} is a {stored.mode} image; label files are of 8 bits: ids, a palette, or colours")
+    pixels = stored.values[..., :3].astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    return set(), {(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in np.unique(pixels)}
 
 
 def read_label(path: Path, table: LabelTable) -> np.ndarray:

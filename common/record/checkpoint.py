@@ -1,6 +1,7 @@
 """Files of weights and of training state: written atomically, read with weights_only=True."""
 
 import warnings
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ def save(output_dir: str | Path, amp: Amp, progress: Progress, is_best: bool = F
         "format": FORMAT,
         "model_class": type(amp.model).__name__,
         "options": amp.model.options,
+        "data": getattr(amp.model, "data_info", None),
         "model": _on_cpu(amp.model_state()),
         **progress._asdict(),
     }
@@ -171,6 +173,17 @@ def load_weights(
     _take_weights(read(path), path, model, from_reference, skip)
 
 
+def load_initial(args: Namespace, model: nn.Module, from_reference: Callable[[dict], dict[str, Tensor]]) -> str:
+    """The weights of --load_from, without those of the classifiers for --new_head; returns a line that says so.
+
+    Raises InputError for a file that does not fit.
+    """
+    skip = model.classifiers if args.new_head else ()
+    load_weights(args.load_from, model, from_reference, skip)
+    new = [name for name in model.state_dict() if name.startswith(skip)] if skip else []
+    return f"initial weights: {args.load_from}" + (f"; new and random: {', '.join(new)}" if new else "")
+
+
 def _take_weights(
     content: dict, path: str | Path, model: nn.Module, from_reference, skip: tuple[str, ...] = ()
 ) -> None:
@@ -227,6 +240,7 @@ def load_model(path: str | Path, build_model: Callable, from_reference: Callable
             f"{path} is a checkpoint of {made}, which this folder does not build; use the folder of that network"
         ) from error
     _take_weights(content, path, model, from_reference)
+    model.data_info = content.get("data") if ours else None
     return model
 
 
