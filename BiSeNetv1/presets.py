@@ -3,7 +3,7 @@
 Sources: the Ascend ModelZoo package BiSeNetV1 (README, configuration, scripts), its built-in variant
 BiseNetV1_for_PyTorch and, where named, mmsegmentation."""
 
-from common.flags import RUN, RUN_ALIASES
+from common.flags import CROPS, RUN, RUN_ALIASES
 
 NETWORK = "Bisenetv1"  # as the original's report has it
 REPORTED_SCORES = {"Train Accuracy": "miou", "mIoU": "miou"}  # the ModelZoo's common name, and this package's own
@@ -13,6 +13,7 @@ CHOICES = {"dataset": ["cityscapes", "folder"], "backbone": ["resnet50", "resnet
 # The original's configuration and the defaults of its train.py: plain `python train.py`.
 BASE = {
     **RUN,
+    **CROPS,
     "data_path": "./data/cityscapes",
     "dataset": "cityscapes",
     "base_size": 1024,  # scaled to fit into 2048 x 1024 times a factor

@@ -1,7 +1,7 @@
 """Every number of DeepLabV3's runs. Sources: the Ascend ModelZoo package DeeplabV3_for_PyTorch (its configurations
 deeplabv3_r50-d8_512x1024_40k_cityscapes*.py and its scripts) and, where named, mmsegmentation."""
 
-from common.flags import RUN, RUN_ALIASES
+from common.flags import CROPS, RUN, RUN_ALIASES
 
 NETWORK = "DeeplabV3_for_PyTorch"
 REPORTED_SCORES = {"Train Accuracy": "pixel_accuracy", "mIoU": "miou"}  # the original's accuracy is that of pixels
@@ -17,6 +17,7 @@ CHOICES = {
 # README (lr 0.01, weight decay 1e-4, 1000 epochs) are not those that its scripts train with.
 BASE = {
     **RUN,
+    **CROPS,
     "data_path": "./data/cityscapes",
     "dataset": "cityscapes",
     "base_size": 1024,  # scaled to fit into 2048 x 1024 times a factor

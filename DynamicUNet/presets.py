@@ -1,7 +1,7 @@
 """Every number of DynamicUNet's runs. Sources: the Ascend ModelZoo package DynamicUNet_ID4080_for_Pytorch (README,
 scripts, runner) on the training code of awesome-semantic-segmentation-pytorch."""
 
-from common.flags import RUN, RUN_ALIASES
+from common.flags import CROPS, RUN, RUN_ALIASES
 
 NETWORK = "DynamicUNet_ID4080_for_Pytorch"
 REPORTED_SCORES = {"Train Accuracy": "miou"}  # what the closing lines call a score
@@ -16,6 +16,7 @@ CHOICES = {
 # that of another model: no script passes it.)
 BASE = {
     **RUN,
+    **CROPS,
     "data_path": "./VOCdevkit",
     "dataset": "pascal_voc",
     "base_size": 520,

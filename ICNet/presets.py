@@ -1,7 +1,7 @@
 """Every number of ICNet's runs. Sources: the Ascend ModelZoo package ICNet_ID1781_for_PyTorch (README, icnet_1p.yaml,
 icnet_8p.yaml, scripts) and, where named, liminn/ICNet-pytorch."""
 
-from common.flags import RUN, RUN_ALIASES
+from common.flags import CROPS, RUN, RUN_ALIASES
 
 NETWORK = "ICNet_ID1781_for_PyTorch"
 REPORTED_SCORES = {"Train Accuracy": "miou"}  # what the closing lines call a score
@@ -11,6 +11,7 @@ CHOICES = {"dataset": ["cityscapes", "folder"], "arch": ["icnet"], "backbone": [
 # The defaults of the original README: plain `python train.py`.
 BASE = {
     **RUN,
+    **CROPS,
     "data_path": "./data/cityscapes",
     "dataset": "cityscapes",
     "base_size": 1024,

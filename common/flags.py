@@ -95,6 +95,12 @@ FLAGS: dict[str, dict[str, tuple]] = {
             "a training crop is drawn anew while one class covers this share of it or more (1: any crop)",
         ),
         "image_size": (_positive, "height and width to which every image is resized, in pixels"),
+        "augment": (
+            bool,
+            "the recipe's augmentation; off: pictures at --base_size, cropped anywhere and else as they are",
+        ),
+        "flip_vertical": (bool, "turn half of the training pictures upside down: for views from above, microscopes"),
+        "rotate": (amount, "turn training pictures by up to so many degrees to either side"),
         "augmentation_prob": (probability, "share of the training images that are augmented"),
         "mask_resize": (("nearest", "bilinear"), "how training masks are resized; bilinear gives soft edges"),
         "eval_protocol": (("whole", "center_crop"), "score whole images at their own size, or centre crops"),
@@ -249,6 +255,8 @@ RUN: dict[str, object] = {
     "prof_test": False,
     "prof_steps": 1,
 }
+# And those of folders that train on crops.
+CROPS: dict[str, object] = {"augment": True, "flip_vertical": False, "rotate": 0.0}
 # The same for spellings that several of the originals have.
 RUN_ALIASES = {
     "data": "data_path",

@@ -13,6 +13,7 @@ from common.args import parse_args
 from common.data.own import find_own
 from common.data.own_files import find_files
 from common.data.pairs import PairReader
+from common.data.transforms import Cropping, turned
 from common.errors import InputError
 from common.run import carry_out
 from common.scores.predict import parse_predict_args, predict
@@ -200,3 +201,111 @@ def test_every_folder_trains_on_a_folder_and_predicts_by_its_checkpoint_alone(tm
     seen = np.array(Image.open(tmp_path / "seen" / "p0_color.png"))
     assert ids.shape == (64, 80) and ids.max() < classes
     assert (seen == np.array(content["data"]["palette"], np.uint8)[ids]).all()
+
+
+def test_a_new_head_takes_the_other_weights_and_names_what_it_does_not(tmp_path, capsys):
+    words = ["--preset=tiny", "--max_steps=1", *SMALL["AttentionUNet"]]
+    run_of("AttentionUNet", folder_of(tmp_path / "two", classes=2), tmp_path / "first", *words)
+    last = tmp_path / "first" / "checkpoints" / "last.pt"
+    root = folder_of(tmp_path / "three", classes=3)
+    with pytest.raises(InputError, match=r"2 of another shape: classifier\.bias, classifier\.weight"):
+        run_of("AttentionUNet", root, tmp_path / "refused", *words, f"--load_from={last}")
+    capsys.readouterr()
+    run_of("AttentionUNet", root, tmp_path / "second", *words, f"--load_from={last}", "--new_head", "--lr=0")
+    assert f"{last}; new and random: classifier.weight, classifier.bias\n" in capsys.readouterr().out
+    before, after = (
+        torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"]
+        for folder in (tmp_path / "first", tmp_path / "second")
+    )
+    same = [name for name in before if name.endswith("weight") and before[name].shape == after[name].shape]
+    assert len(same) > 20 and all(torch.equal(before[name], after[name]) for name in same)
+
+
+@pytest.mark.parametrize("folder", ["ICNet", "DeeplabV3", "BiSeNetv1", "DynamicUNet", "AttentionUNet"])
+def test_a_new_head_is_all_that_depends_on_the_classes(folder):
+    model = import_module(f"{folder}.model")
+    with torch.device("meta"):
+        two, three = (model.build_model(num_classes=number).state_dict() for number in (2, 3))
+        names = [name for name in two if two[name].shape != three[name].shape]
+        heads = model.build_model().classifiers
+    assert names == [name for name in two if name.startswith(heads)]
+
+
+def test_a_checkpoint_is_not_scored_on_other_classes(tmp_path):
+    words = ["--preset=tiny", "--max_steps=1", *SMALL["AttentionUNet"]]
+    root = folder_of(tmp_path / "data")
+    run_of("AttentionUNet", root, tmp_path / "run", *words)
+    named = [{"name": name, "ids": [number]} for number, name in enumerate("abc")]
+    (root / "classes.json").write_text(json.dumps({"classes": named}))
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    with pytest.raises(InputError, match="tells class_0, class_1, class_2 apart, and the data has a, b, c"):
+        run_of("AttentionUNet", root, tmp_path / "eval", *words, "--evaluate", f"--checkpoint={last}")
+
+
+# ---- augmentation by flag
+
+IMAGE = np.arange(12 * 10 * 3, dtype=np.uint8).reshape(12, 10, 3)
+LABEL = np.arange(120, dtype=np.uint8).reshape(12, 10)
+
+
+def test_pictures_are_turned_upside_down_with_their_labels():
+    cropping = Cropping(12, (12, 10), flip_vertical=True)
+    seen = set()
+    for seed in range(10):
+        image, label = turned(IMAGE, LABEL, np.random.default_rng(seed), cropping)
+        flipped = bool((image[0] == IMAGE[-1]).all())
+        assert (label == (LABEL[::-1] if flipped else LABEL)).all()
+        seen.add(flipped)
+    assert seen == {True, False}
+
+
+def test_pictures_are_turned_with_their_labels_and_what_comes_in_is_ignored():
+    size = (40, 40)
+    label = np.zeros(size, np.uint8)
+    label[:, 20:] = 1
+    image = np.repeat(label[..., None] * 200 + 20, 3, axis=2).astype(np.uint8)
+    image, label = turned(image, label, np.random.default_rng(2), Cropping(40, size, rotate=45.0))
+    assert label[0, 0] == 255 and image[0, 0].max() == 0
+    assert 0.02 < (label == 255).mean() < 0.25
+    assert (image[label == 1] > 100).mean() > 0.95 and (image[label == 0] < 100).mean() > 0.95
+
+
+def test_nothing_more_is_drawn_where_nothing_more_is_asked_for():
+    rng, untouched = np.random.default_rng(3), np.random.default_rng(3)
+    image, label = turned(IMAGE, LABEL, rng, Cropping(12, (12, 10)))
+    assert image is IMAGE and label is LABEL and rng.random() == untouched.random()
+
+
+def test_plain_crops_are_the_pictures_as_they_are(tmp_path):
+    for folder in ("ICNet", "DeeplabV3"):
+        root = folder_of(tmp_path / folder)
+        presets, data = import_module(f"{folder}.presets"), import_module(f"{folder}.data")
+        flags = ["--preset=tiny", "--dataset=folder", f"--data_path={root}", "--no_augment", "--crop_size=64x80"]
+        train = data.build_datasets(parse_args(presets, flags)).train
+        for epoch in range(4):
+            image, label, draws = train[epoch, 0]
+            assert (image.numpy() == np.array(Image.open(train.pairs[0][0]))).all()
+            assert (label.numpy() == np.array(Image.open(train.pairs[0][1]))).all()
+            finished = train.finish(image.permute(2, 0, 1)[None], draws[None])
+            assert torch.allclose(finished, train.normalized(image.permute(2, 0, 1)[None]), atol=1e-5)
+        with pytest.raises(InputError, match="--no_augment and --flip_vertical"):
+            data.build_datasets(parse_args(presets, [*flags, "--flip_vertical"]))
+
+
+# ---- what the preset leaves open
+
+
+@pytest.mark.parametrize("folder", ["ICNet", "DeeplabV3", "BiSeNetv1", "DynamicUNet", "AttentionUNet"])
+def test_the_preset_own_is_fitted_to_the_pictures(tmp_path, folder):
+    root = folder_of(tmp_path, count=10)
+    presets, data = import_module(f"{folder}.presets"), import_module(f"{folder}.data")
+    args = parse_args(presets, ["--preset=own", f"--data_path={root}", "--device=cpu"])
+    train, val, _ = data.build_datasets(args)
+    assert train.trained_size == (64, 64) and args.device_batch_size == 4
+    steps = args.epochs * (len(train) // 4) if args.epochs else args.total_steps
+    assert steps == 400 and "class_0, class_1, class_2" in train.note and len(val) == 2
+    lasting = parse_args(
+        presets, ["--preset=own", f"--data_path={root}", "--device=cpu", "--device_batch_size=2", "--epochs=7"]
+    )
+    data.build_datasets(lasting)
+    assert (lasting.device_batch_size, lasting.epochs) == (2, 7)  # what is given stays

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from common.data.decode import picture_size
+from common.device.cuda import bytes_of_a_card
 from common.device.launch import process_count
 from common.device.world import find_device_type
 
@@ -76,6 +76,6 @@ def _batch(device: str, pixels: int) -> int:
     """The power of two of images that a device has memory for."""
     if device == "cpu":
         return BATCH_OF_A_CPU
-    memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else BYTES_OF_AN_NPU
+    memory = bytes_of_a_card() if device == "cuda" else BYTES_OF_AN_NPU
     images = memory / (BYTES_OF_A_PIXEL * pixels)
     return int(min(BATCHES[1], max(BATCHES[0], 2 ** math.floor(math.log2(max(images, 1))))))
