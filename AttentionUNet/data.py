@@ -15,9 +15,11 @@ from AttentionUNet.metrics import LesionScores
 from AttentionUNet.presets import LAYOUT
 from common import IGNORE_INDEX
 from common.data.cache import CachedReader, cached
+from common.data.classes import Classes
 from common.data.colours import Distortion, distort_colours, normalize
 from common.data.labels import THRESHOLD
 from common.data.order import sample_rng
+from common.data.own import FOLDER, own_sources
 from common.data.pairs import PairReader
 from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
 from common.data.transforms import Crop, cut_label, resize_image
@@ -40,7 +42,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def lesion_scores(info: DatasetInfo, dataset: Sized, world: World) -> LesionScores:
     """What the masks of a data set are counted in."""
-    return LesionScores(len(dataset), world)
+    return LesionScores(len(dataset), world, info.class_names)
 
 
 # of the 2,594 published pictures, as dataset.py splits them
@@ -54,6 +56,8 @@ def build_datasets(args: Namespace) -> Datasets:
     With --evaluate there is one data set: --eval_split. The folder may be the embedded sample, drawn if need be.
     Raises InputError for a folder that does not fit.
     """
+    if args.dataset == FOLDER:
+        return _own_datasets(args)
     root, read = data_root(args.data_path, LAYOUT), read_pair._replace(exif=args.exif)
 
     def scored(split: str) -> EvalSet:
@@ -66,6 +70,23 @@ def build_datasets(args: Namespace) -> Datasets:
     if not args.validate:
         return Datasets(train_set, None)
     return Datasets(train_set, scored("valid"), scored("test") if has_split(root, "test") else None)
+
+
+def _own_datasets(args: Namespace) -> Datasets:
+    """Pictures and masks of one's own; their labels are class ids, whatever --mask_resize says."""
+    train, val = own_sources(args, own_info)
+    val_set = ClassEvalSet(val, args.image_size) if args.evaluate or args.validate else None
+    if args.evaluate:
+        return Datasets(None, val_set)
+    return Datasets(ClassTrainSet(train, args.image_size, args.seed, args.augmentation_prob), val_set)
+
+
+def own_info(classes: Classes) -> DatasetInfo:
+    """Of two classes, one channel of logits tells them apart, as of lesion and skin; else each has its own."""
+    names = classes.names
+    if len(names) == 2:
+        return DatasetInfo(names, classes.palette, 1, MEAN, STD, lesion_scores)
+    return DatasetInfo(names, classes.palette, None, MEAN, STD)
 
 
 def training_reader(args: Namespace) -> PairReader | CachedReader:
@@ -97,12 +118,22 @@ class EvalSet(LabelledPictures):
         """image [S, S, 3] uint8; target [S, S] uint8, 1 on the lesion and else 0; nothing is drawn."""
         image, mask = self.read(self.pairs[index])
         size = (self.image_size, self.image_size)
-        target = (resize_mask(mask, size, "nearest") > THRESHOLD).astype(np.uint8)
+        target = self._target(resize_mask(mask, size, "nearest"))
         return resize_image(image, size), torch.from_numpy(target), torch.empty(0)
 
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
         """[B, 3, S, S] uint8 -> float32, normalised."""
         return normalize(images, MEAN, STD)
+
+    def _target(self, mask: np.ndarray) -> np.ndarray:
+        return (mask > THRESHOLD).astype(np.uint8)
+
+
+class ClassEvalSet(EvalSet):
+    """The same of labels that are class ids."""
+
+    def _target(self, mask: np.ndarray) -> np.ndarray:
+        return mask
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int], mask_resize: str) -> np.ndarray:
@@ -125,6 +156,7 @@ class TrainSet(LabelledPictures):
         super().__init__(source)
         self.image_size, self.seed = image_size, seed
         self.augmentation_prob, self.mask_resize = augmentation_prob, mask_resize
+        self.trained_size = (image_size, image_size)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """image [S, S, 3] uint8; target [S, S] uint8: 1 on the lesion, 0 beside it, 255 = ignore; draws [6]: `Jitter`.
@@ -156,10 +188,20 @@ class TrainSet(LabelledPictures):
         return finished
 
     def _target(self, mask: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
-        target = (mask > THRESHOLD).astype(np.uint8) if self.mask_resize == "nearest" else mask / np.float32(255)
+        target = self._of_mask(mask)
         if inside is not None:  # a pixel counts when all that it was mixed from is of the picture
             target[resize_mask(inside, mask.shape, "bilinear") != 255] = IGNORE_INDEX
         return target
+
+    def _of_mask(self, mask: np.ndarray) -> np.ndarray:
+        return (mask > THRESHOLD).astype(np.uint8) if self.mask_resize == "nearest" else mask / np.float32(255)
+
+
+class ClassTrainSet(TrainSet):
+    """The same of labels that are class ids."""
+
+    def _of_mask(self, mask: np.ndarray) -> np.ndarray:
+        return mask.copy()  # of the reader's
 
 
 def augment(arrays: Arrays, rng: np.random.Generator, scale: float) -> Arrays:

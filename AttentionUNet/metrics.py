@@ -1,6 +1,7 @@
 """Scores of lesion masks, from counts of pixels in each image."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ class LesionScores:
     image of this process is image rank + k * size of the set, as `common.data.loading.eval_batches` deals them out.
     """
 
-    def __init__(self, images: int, world: World):
-        self.world, self.seen = world, 0
+    def __init__(self, images: int, world: World, class_names: Sequence[str] = ("background", "lesion")):
+        self.world, self.seen, self.class_names = world, 0, class_names
         self.counts = torch.zeros(images, 4, dtype=torch.int64, device=world.device)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
@@ -75,7 +76,8 @@ class LesionScores:
     def class_scores(self) -> dict[str, float]:
         """IoU of what is not lesion and of what is."""
         tp, fp, fn, tn = self.counts.sum(0).tolist()
-        return {"background": _share(tn, tn + fp + fn), "lesion": _share(tp, tp + fp + fn)}
+        beside, lesion = self.class_names
+        return {beside: _share(tn, tn + fp + fn), lesion: _share(tp, tp + fp + fn)}
 
 
 def _share(part: int, whole: int, otherwise: float = math.nan) -> float:

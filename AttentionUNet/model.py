@@ -180,6 +180,8 @@ class AttentionUNet(nn.Module):
     All weights start from PyTorch's own initial values.
     """
 
+    classifiers = ("classifier.",)  # what is new for other classes, by the beginnings of names
+
     def __init__(
         self,
         num_classes: int = 1,

@@ -7,12 +7,13 @@ NETWORK = "AttU_Net_for_PyTorch"
 REPORTED_SCORES = {"Train Accuracy": "accuracy", "Jaccard": "jaccard"}  # the former as in the original scripts
 LAYOUT = "isic"
 DECAY_EPOCHS = 70  # of the original: its learning rate falls over the last ones
-CHOICES = {"arch": ["AttU_Net", "U_Net", "R2U_Net", "R2AttU_Net"]}
+CHOICES = {"dataset": ["isic", "folder"], "arch": ["AttU_Net", "U_Net", "R2U_Net", "R2AttU_Net"]}
 
 # The defaults of the original README: plain `python train.py`.
 BASE = {
     **RUN,
     "data_path": "./dataset",
+    "dataset": "isic",
     "image_size": 224,
     "augmentation_prob": 0.4,
     "mask_resize": "nearest",  # the original blends masks: see the known issues in the README
@@ -76,6 +77,20 @@ PRESETS = {
         "lr": 1e-3,
         "eval_every_epochs": 8,
         "output_dir": "test/output/quickstart",
+    },
+    # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch
+    # unless --pretrained or --load_from names weights.
+    "own": {
+        **BASE,
+        "data_path": "./data/own",
+        "dataset": "folder",
+        "image_size": None,
+        "epochs": None,
+        "device_batch_size": None,
+        "lr": 5e-4,
+        "eval_batch_size": 4,
+        "eval_every_epochs": None,
+        "output_dir": "test/output/own",
     },
     # Whether everything works here: seconds on a CPU; the numbers mean nothing.
     "tiny": {

@@ -28,14 +28,14 @@ def build(args, run: Run):
     """The data sets and the network, with whatever can be wrong with them found before anything is trained."""
     data = build_datasets(args)
     if args.evaluate:
-        model = run.trained(build_model, from_reference, **network_options(args))
+        model = run.trained(build_model, from_reference, **network_options(args, data))
         check_size(args, model)
-        return data, model
+        return data.with_network(model)
     run.plan(data.train, (args.image_size, args.image_size), torch.optim.Adam)
     learning_rate_schedule(args, run.length.steps_per_epoch)  # InputError for a rate that cannot be
-    model = build_model(**network_options(args))
+    model = build_model(**network_options(args, data))
     run.load(model, from_reference)
-    return data, model
+    return data.with_network(model)
 
 
 def main(args, run: Run, data, model: AttentionUNet) -> dict:
@@ -60,16 +60,20 @@ def main(args, run: Run, data, model: AttentionUNet) -> dict:
 
     if not run.is_complete:  # the split test is evaluated once, at the end of the schedule
         return run.finish()
-    tested = run.evaluate_best(build_model(**network_options(args)), data.test, "test") if args.validate else {}
+    tested = run.evaluate_best(build_model(**network_options(args, data)), data.test, "test") if args.validate else {}
     result = run.finish(tested)
     if run.world.is_main and "output_dir" not in args.given:
         copy_run(args.output_dir, args.preset)
     return result
 
 
-def network_options(args) -> dict:
+def network_options(args, data) -> dict:
     """What `build_model` takes; checkpoints of the reference do not say which of the networks they are of."""
-    return {"num_classes": 1, **{name: getattr(args, name) for name in ("arch", "t", "base_channels", "image_size")}}
+    num_classes = data.used[0].info.num_classes
+    return {
+        "num_classes": num_classes,
+        **{name: getattr(args, name) for name in ("arch", "t", "base_channels", "image_size")},
+    }
 
 
 def check_size(args, model: AttentionUNet) -> None:

@@ -173,6 +173,12 @@ class BiSeNetV1(nn.Module):
     backbone: resnet18 (a quarter of the channels everywhere), resnet50 or resnet101, with the 7x7 stem and stride 32.
     """
 
+    classifiers = (
+        "head.classifier.",
+        "auxiliary_heads.0.classifier.",
+        "auxiliary_heads.1.classifier.",
+    )  # what is new for other classes, by the beginnings of names
+
     def __init__(self, num_classes: int = 19, backbone: str = "resnet50"):
         super().__init__()
         if backbone not in WIDTHS:

@@ -3,17 +3,19 @@
 Sources: the Ascend ModelZoo package BiSeNetV1 (README, configuration, scripts), its built-in variant
 BiseNetV1_for_PyTorch and, where named, mmsegmentation."""
 
-from common.flags import RUN, RUN_ALIASES
+from common.flags import CROPS, RUN, RUN_ALIASES
 
 NETWORK = "Bisenetv1"  # as the original's report has it
 REPORTED_SCORES = {"Train Accuracy": "miou", "mIoU": "miou"}  # the ModelZoo's common name, and this package's own
 LAYOUT = "cityscapes"
-CHOICES = {"backbone": ["resnet50", "resnet18", "resnet101"]}
+CHOICES = {"dataset": ["cityscapes", "folder"], "backbone": ["resnet50", "resnet18", "resnet101"]}
 
 # The original's configuration and the defaults of its train.py: plain `python train.py`.
 BASE = {
     **RUN,
+    **CROPS,
     "data_path": "./data/cityscapes",
+    "dataset": "cityscapes",
     "base_size": 1024,  # scaled to fit into 2048 x 1024 times a factor
     "crop_size": (1024, 1024),
     "min_scale": 0.5,
@@ -71,6 +73,22 @@ PRESETS = {
         "eval_batch_size": 4,
         "warmup_steps": 50,
         "eval_every_steps": 250,
+        "log_every_steps": 10,
+    },
+    # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch
+    # unless --pretrained or --load_from names weights.
+    "own": {
+        **BASE,
+        "data_path": "./data/own",
+        "dataset": "folder",
+        "pretrained": "none",
+        "base_size": None,
+        "crop_size": None,
+        "device_batch_size": None,
+        "total_steps": None,
+        "warmup_steps": 50,
+        "lr": 0.025,
+        "eval_every_steps": None,
         "log_every_steps": 10,
     },
     # Whether everything works here: seconds on a CPU; the numbers mean nothing.

@@ -89,6 +89,11 @@ class DeepLabV3(nn.Module):
     of its residual blocks starts as the identity. The pyramid has a quarter of the channels of layer4.
     """
 
+    classifiers = (
+        "classifier.",
+        "auxiliary_head.classifier.",
+    )  # what is new for other classes, by the beginnings of names
+
     def __init__(self, num_classes: int = 19, backbone: str = "resnet50"):
         super().__init__()
         if backbone not in IMAGENET_FILES:

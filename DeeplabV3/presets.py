@@ -1,12 +1,13 @@
 """Every number of DeepLabV3's runs. Sources: the Ascend ModelZoo package DeeplabV3_for_PyTorch (its configurations
 deeplabv3_r50-d8_512x1024_40k_cityscapes*.py and its scripts) and, where named, mmsegmentation."""
 
-from common.flags import RUN, RUN_ALIASES
+from common.flags import CROPS, RUN, RUN_ALIASES
 
 NETWORK = "DeeplabV3_for_PyTorch"
 REPORTED_SCORES = {"Train Accuracy": "pixel_accuracy", "mIoU": "miou"}  # the original's accuracy is that of pixels
 LAYOUT = "cityscapes"
 CHOICES = {
+    "dataset": ["cityscapes", "folder"],
     # those with a number name the backbone too, as the file names of the original's configurations do
     "arch": ["deeplabv3", "deeplabv3_r18", "deeplabv3_r50", "deeplabv3_r101"],
     "backbone": ["resnet50", "resnet18", "resnet101"],
@@ -16,7 +17,9 @@ CHOICES = {
 # README (lr 0.01, weight decay 1e-4, 1000 epochs) are not those that its scripts train with.
 BASE = {
     **RUN,
+    **CROPS,
     "data_path": "./data/cityscapes",
+    "dataset": "cityscapes",
     "base_size": 1024,  # scaled to fit into 2048 x 1024 times a factor
     "crop_size": (512, 1024),
     "min_scale": 0.5,
@@ -85,6 +88,21 @@ PRESETS = {
         "eval_batch_size": 4,
         "lr": 0.05,
         "eval_every_steps": 400,
+        "log_every_steps": 10,
+    },
+    # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch
+    # unless --pretrained or --load_from names weights.
+    "own": {
+        **BASE,
+        "data_path": "./data/own",
+        "dataset": "folder",
+        "pretrained": "none",
+        "base_size": None,
+        "crop_size": None,
+        "device_batch_size": None,
+        "total_steps": None,
+        "lr": 0.02,
+        "eval_every_steps": None,
         "log_every_steps": 10,
     },
     # Whether everything works here: seconds on a CPU; the numbers mean nothing.

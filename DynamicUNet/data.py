@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 as DynamicUNet trains and evaluates on it."""
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.data.cache import cached
 from common.data.crops import BlurredCrops, WholePictures
+from common.data.own import FOLDER, own_datasets
 from common.data.pictures import DatasetInfo, Datasets, Source
 from common.data.transforms import Cropping
 from common.samples.layout import data_root
@@ -27,18 +28,24 @@ def build_datasets(args: Namespace) -> Datasets:
     --dataset: see `voc.find_pairs`. --eval_protocol: "whole" pictures at their own size, or "center_crop".
     Raises InputError for a folder that does not fit.
     """
-    cropping = Cropping.of(args)
+    if args.dataset == FOLDER:
+        return own_datasets(args, _augmenting)
+    augmented = _augmenting(args)
     root = data_root(args.data_path, LAYOUT)
     read = cached(args, read_pair._replace(exif=args.exif), LAYOUT)
     train_set = val_set = None
     if not args.evaluate:
-        source = Source(find_pairs(root, "train", args.dataset), read, INFO)
-        train_set = BlurredCrops(source, cropping, args.seed)
+        train_set = augmented(Source(find_pairs(root, "train", args.dataset), read, INFO))
     if args.evaluate or args.validate:
         source = Source(find_pairs(root, "val"), read, INFO)
         centered = args.eval_protocol == "center_crop"
         val_set = CenterCrops(source, args.crop_size) if centered else WholePictures(source)
     return Datasets(train_set, val_set)
+
+
+def _augmenting(args: Namespace) -> Callable[[Source], BlurredCrops]:
+    cropping = Cropping.of(args)
+    return lambda source: BlurredCrops(source, cropping, args.seed)
 
 
 def validation_images(data_path: str | Path) -> list[Path]:

@@ -129,6 +129,8 @@ class DynamicUNet(nn.Module):
     stem, of layer1, layer2 and layer3.
     """
 
+    classifiers = ("classifier.",)  # what is new for other classes, by the beginnings of names
+
     def __init__(self, num_classes: int = 21, backbone: str = "resnet50"):
         super().__init__()
         if backbone not in IMAGENET_FILES:

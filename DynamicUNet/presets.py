@@ -1,7 +1,7 @@
 """Every number of DynamicUNet's runs. Sources: the Ascend ModelZoo package DynamicUNet_ID4080_for_Pytorch (README,
 scripts, runner) on the training code of awesome-semantic-segmentation-pytorch."""
 
-from common.flags import RUN, RUN_ALIASES
+from common.flags import CROPS, RUN, RUN_ALIASES
 
 NETWORK = "DynamicUNet_ID4080_for_Pytorch"
 REPORTED_SCORES = {"Train Accuracy": "miou"}  # what the closing lines call a score
@@ -9,13 +9,14 @@ LAYOUT = "voc"
 CHOICES = {
     "arch": ["dynamicunet"],
     "backbone": ["resnet50", "resnet18", "resnet34", "resnet101", "resnet152"],
-    "dataset": ["pascal_voc", "pascal_aug"],
+    "dataset": ["pascal_voc", "pascal_aug", "folder"],
 }
 
 # The defaults of the runner: plain `python train.py`. (The README's own table of 240 images, rate 1 and decay 4e-5 is
 # that of another model: no script passes it.)
 BASE = {
     **RUN,
+    **CROPS,
     "data_path": "./VOCdevkit",
     "dataset": "pascal_voc",
     "base_size": 520,
@@ -82,6 +83,25 @@ PRESETS = {
         "encoder_lr_factor": 1.0,
         "head_lr_factor": 1.0,
         "eval_every_epochs": 16,
+    },
+    # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch
+    # unless --pretrained or --load_from names weights.
+    "own": {
+        **BASE,
+        "data_path": "./data/own",
+        "dataset": "folder",
+        "pretrained": "none",
+        "base_size": None,
+        "crop_size": None,
+        "device_batch_size": None,
+        "epochs": None,
+        "warmup_steps": 100,  # the decoder has no batch norm: without a warm-up this rate makes the loss jump
+        "lr": 0.03,
+        "scale_lr": False,
+        "encoder_lr_factor": 1.0,
+        "head_lr_factor": 1.0,
+        "eval_batch_size": 1,
+        "eval_every_epochs": None,
     },
     # Whether everything works here: seconds on a CPU; the numbers mean nothing.
     "tiny": {

@@ -144,6 +144,12 @@ class ICNet(nn.Module):
     half-size and the quarter-size branch share its weights. Convolutions outside it keep PyTorch's initial values.
     """
 
+    classifiers = (
+        "classifier.",
+        "cff_12.label_guidance.",
+        "cff_24.label_guidance.",
+    )  # what is new for other classes, by the beginnings of names
+
     def __init__(self, num_classes: int = 19, backbone: str = "resnet50"):
         super().__init__()
         if backbone not in IMAGENET_FILES:

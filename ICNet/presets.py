@@ -1,17 +1,19 @@
 """Every number of ICNet's runs. Sources: the Ascend ModelZoo package ICNet_ID1781_for_PyTorch (README, icnet_1p.yaml,
 icnet_8p.yaml, scripts) and, where named, liminn/ICNet-pytorch."""
 
-from common.flags import RUN, RUN_ALIASES
+from common.flags import CROPS, RUN, RUN_ALIASES
 
 NETWORK = "ICNet_ID1781_for_PyTorch"
 REPORTED_SCORES = {"Train Accuracy": "miou"}  # what the closing lines call a score
 LAYOUT = "cityscapes"
-CHOICES = {"arch": ["icnet"], "backbone": ["resnet50", "resnet101", "resnet152"]}
+CHOICES = {"dataset": ["cityscapes", "folder"], "arch": ["icnet"], "backbone": ["resnet50", "resnet101", "resnet152"]}
 
 # The defaults of the original README: plain `python train.py`.
 BASE = {
     **RUN,
+    **CROPS,
     "data_path": "./data/cityscapes",
+    "dataset": "cityscapes",
     "base_size": 1024,
     "crop_size": (960, 960),
     "min_scale": 0.5,
@@ -80,6 +82,22 @@ PRESETS = {
         "lr": 0.1,
         "warmup_epochs": 1,
         "eval_every_epochs": 7,
+    },
+    # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch
+    # unless --pretrained or --load_from names weights.
+    "own": {
+        **BASE,
+        "data_path": "./data/own",
+        "dataset": "folder",
+        "pretrained": "none",
+        "base_size": None,
+        "crop_size": None,
+        "device_batch_size": None,
+        "epochs": None,
+        "warmup_epochs": 1,
+        "lr": 0.05,
+        "eval_batch_size": 1,
+        "eval_every_epochs": None,
     },
     # Whether everything works here: seconds on a CPU; the numbers mean nothing.
     "tiny": {

@@ -17,6 +17,11 @@ from common.flags import FLAGS  # noqa: E402  as above
 # What FLAGS says of each flag, in Chinese.
 CHINESE = {
     "data_path": "数据集目录；`sample` 表示当场绘制的内置样例",
+    "dataset": "`--data_path` 是哪个数据集：公开的那一个，或 `folder`（自己的图片和掩码）",
+    "augment": "原方案的数据增强；关闭时图片按 `--base_size` 缩放、随机位置裁剪，其余不变",
+    "flip_vertical": "将一半训练图片上下翻转：适用于俯视图、显微图像",
+    "rotate": "将训练图片向两侧随机旋转，最多这么多度",
+    "new_head": "与 `--load_from` 合用：分类器除外的权重，分类器随机初始化，用于新的类别",
     "base_size": "训练图片缩放后的短边长度（再乘以一个随机系数），单位像素",
     "crop_size": "训练裁剪的高和宽，单位像素：一个数，或 `高x宽`",
     "min_scale": "训练缩放的最小随机系数",
@@ -70,7 +75,6 @@ CHINESE = {
     "save_every_steps": "每隔多少步额外保存一次检查点（0：只随评测保存）",
     "max_minutes": "这么多分钟之后保存检查点并有序结束，退出码为 3（0：从不）",
     "log_every_steps": "两行日志之间的步数",
-    "dataset": "使用本目录数据布局中的哪个数据集",
     "cat_max_ratio": "一个类别在裁剪区域中的占比达到此值时重新裁剪（1：任意裁剪）",
     "image_size": "所有图片缩放后的高和宽，单位像素",
     "augmentation_prob": "做数据增强的训练图片比例",

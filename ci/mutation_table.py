@@ -292,10 +292,20 @@ DATA = [
     Fault("common/data/loading.py", "dropout is not seeded for each step",
           "        seed_step(steps.seed, world, step)\n", "", "test_common_loading.py -k random_in_a_step"),
     Fault("common/data/crops.py", "what a picture does not fill is the first class",
-          "draws = torch.tensor([draw_blur(rng)])\n        size = self.cropping.crop_size\n"
+          "else 0.0])\n        size = self.cropping.crop_size\n"
           "        return pad(image, size, 0), pad(label, size, IGNORE_INDEX), draws",
-          "draws = torch.tensor([draw_blur(rng)])\n        size = self.cropping.crop_size\n"
+          "else 0.0])\n        size = self.cropping.crop_size\n"
           "        return pad(image, size, 0), pad(label, size, 0), draws", "test_common_crops.py"),
+    Fault("common/data/transforms.py", "pictures are turned upside down and their labels are not",
+          "image[::-1], label[::-1]", "image[::-1], label", "test_own_data.py -k upside_down"),
+    Fault("common/data/transforms.py", "what a turned picture does not fill is the first class",
+          "fillcolor=IGNORE_INDEX", "fillcolor=0", "test_own_data.py -k turned"),
+    Fault("common/data/classes.py", "255 is ignored although it is a class",
+          "return () if any(IGNORE_INDEX in one.ids", "return () if any(-1 in one.ids", "test_common_classes.py"),
+    Fault("common/data/own_files.py", "pictures for validation are trained on",
+          "if pair not in val]", "]", "test_own_data.py -k drawn"),
+    Fault("common/record/checkpoint.py", "--new_head keeps the classifiers",
+          "skip = model.classifiers if args.new_head else ()", "skip = ()", "test_own_data.py -k new_head"),
     Fault("common/data/transforms.py", "pictures are mirrored and their labels are not",
           "columns[::-1] if crop.flipped else columns", "columns", "test_common_transforms.py"),
     Fault("common/data/cityscapes_sets.py", "--cat_max_ratio does not reach the training set",

@@ -82,7 +82,10 @@ def loss_scale(text: str) -> str:
 FLAGS: dict[str, dict[str, tuple]] = {
     "data": {
         "data_path": (str, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
-        "dataset": (str, "which data set of the folder's layout"),
+        "dataset": (
+            str,
+            "which data set --data_path is: the published one, or 'folder' for pictures and masks of your own",
+        ),
         "base_size": (_positive, "short side to which training images are scaled, times a random factor, in pixels"),
         "crop_size": (size, "height and width of the training crop, in pixels: one number, or HEIGHTxWIDTH"),
         "min_scale": (amount, "smallest random factor of the training scale"),
@@ -92,6 +95,12 @@ FLAGS: dict[str, dict[str, tuple]] = {
             "a training crop is drawn anew while one class covers this share of it or more (1: any crop)",
         ),
         "image_size": (_positive, "height and width to which every image is resized, in pixels"),
+        "augment": (
+            bool,
+            "the recipe's augmentation; off: pictures at --base_size, cropped anywhere and else as they are",
+        ),
+        "flip_vertical": (bool, "turn half of the training pictures upside down: for views from above, microscopes"),
+        "rotate": (amount, "turn training pictures by up to so many degrees to either side"),
         "augmentation_prob": (probability, "share of the training images that are augmented"),
         "mask_resize": (("nearest", "bilinear"), "how training masks are resized; bilinear gives soft edges"),
         "eval_protocol": (("whole", "center_crop"), "score whole images at their own size, or centre crops"),
@@ -112,6 +121,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (str, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
         "load_from": (str, "start from the weights of a checkpoint, ours or the reference's"),
+        "new_head": (
+            bool,
+            "with --load_from: other weights than the classifiers', which begin at random: for new classes",
+        ),
         "label_resize": (
             ("aligned", "nearest", "bilinear"),
             "how labels are brought to the size of the logits in the loss; nearest and bilinear: as other code does",
@@ -215,6 +228,7 @@ RUN: dict[str, object] = {
     "cache_share": 1.0,
     "exif": None,  # such pictures are refused
     "load_from": "",
+    "new_head": False,
     "max_steps": 0,
     "sync_bn": False,
     "amp": None,  # on for NPU and CUDA, off on the CPU
@@ -254,6 +268,8 @@ RUN: dict[str, object] = {
     "prof_test": False,
     "prof_steps": 1,
 }
+# And those of folders that train on crops.
+CROPS: dict[str, object] = {"augment": True, "flip_vertical": False, "rotate": 0.0}
 # The same for spellings that several of the originals have.
 RUN_ALIASES = {
     "data": "data_path",
@@ -294,9 +310,10 @@ OF_ONE_PROCESS = PATHS | {
 # refused without --resume_anyway; its length is compared in steps, and its data by what is in the files.
 ANOTHER_RUN = {
     "dataset", "base_size", "crop_size", "min_scale", "max_scale", "cat_max_ratio", "image_size", "augmentation_prob",
-    "mask_resize", "exif", "arch", "backbone", "base_channels", "t", "label_resize", "avg_non_ignore", "schedule",
-    "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs", "lr", "min_lr", "scale_lr", "encoder_lr_factor",
-    "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay", "seed",
+    "mask_resize", "augment", "flip_vertical", "rotate", "exif", "arch", "backbone", "base_channels", "t",
+    "label_resize", "avg_non_ignore", "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
+    "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
+    "seed",
 }  # fmt: skip
 # It may have other values of these, and says so.
 CHANGES = {
@@ -306,7 +323,7 @@ CHANGES = {
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.
 SAME_RUN = OF_ONE_PROCESS | {
     "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
-    "eval_split", "max_minutes", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from", "resume_anyway",
-    "keep", "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof", "prof_test",
-    "prof_steps",
+    "new_head", "eval_split", "max_minutes", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
+    "resume_anyway", "keep", "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof",
+    "prof_test", "prof_steps",
 }  # fmt: skip

@@ -30,7 +30,7 @@ from common.device.stopping import Orders, Stop
 from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup, synchronize
 from common.errors import Stopped
 from common.nets.backbone import load_imagenet
-from common.record.checkpoint import Progress, check_evaluation, load_model, load_weights
+from common.record.checkpoint import Progress, check_evaluation, load_initial, load_model, load_weights
 from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
 from common.record.log import Course, RunLog
@@ -151,8 +151,7 @@ class Run:
             self.resumed = read_newest(self.checkpoints, model, self.images_per_step)
             self.notes += [*self.resumed.passed_over, f"continuing from {self.resumed.path}"]
         elif args.load_from:
-            load_weights(args.load_from, model, from_reference)
-            self.notes.append(f"initial weights: {args.load_from}")
+            self.notes.append(load_initial(args, model, from_reference))
         elif imagenet_file and (file := imagenet_file(args.backbone, args.pretrained)):
             self.notes.append(load_imagenet(encoder, file))
         else:

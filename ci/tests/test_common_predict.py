@@ -201,7 +201,7 @@ def test_the_first_choice_of_an_option_is_its_default():
     [
         (["--input", "i", "--output", "o"], "--checkpoint"),
         (["--checkpoint", "c", "--input", "i", "--output", "o", "--backbone", "huge"], "huge"),
-        (["--checkpoint", "c", "--input", "i", "--out", "o"], "--output"),
+        (["--checkpoint", "c", "--input", "i", "--out", "o"], "--out"),
     ],
 )
 def test_a_wrong_flag_ends_with_a_usage_error(argv, message, capsys):

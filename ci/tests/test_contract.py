@@ -454,7 +454,16 @@ def test_a_run_leaves_what_it_promises(folder, finished):
     output_dir, result, printed = finished(folder)
     names = {path.name for path in output_dir.iterdir() if not path.name.startswith(".")}
     report = f"{result['case']}.log"
-    assert names == {"train.log", "metrics.jsonl", "config.json", "events", "checkpoints", "result.json", report}
+    assert names == {
+        "train.log",
+        "metrics.jsonl",
+        "config.json",
+        "events",
+        "checkpoints",
+        "result.json",
+        report,
+        "first_batch.png",
+    }
     lines = printed.partition("Final result ------------------\n")[2].splitlines()
     closing = {name: value for name, _, value in (line.partition(" : ") for line in lines)}
     assert list(closing)[:2] == ["Final Performance images/sec", "Final Train Accuracy"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from common.data.cache import cached
 from common.data.cityscapes import CLASS_NAMES, PALETTE, find_pairs, left_out, read_pair
 from common.data.crops import BlurredCrops, DistortedCrops, WholePictures
+from common.data.own import FOLDER, Augmenting, own_datasets
 from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
 from common.data.transforms import Cropping
 from common.errors import InputError
@@ -18,21 +19,31 @@ INFO = DatasetInfo(CLASS_NAMES, PALETTE, official_counts={"train": (2975,), "val
 
 def blurred_datasets(args: Namespace) -> Datasets:
     """Mirrored, scaled, cropped and blurred: see `BlurredCrops`. Raises InputError for a folder that does not fit."""
-    cropping = Cropping.of(args)
-    return _datasets(args, lambda source: BlurredCrops(source, cropping, args.seed))
+    return _datasets(args, _blurred)
 
 
 def distorted_datasets(args: Namespace) -> Datasets:
     """Augmented as mmsegmentation does: see `DistortedCrops`. Raises InputError for a folder that does not fit."""
+    return _datasets(args, _distorted)
+
+
+def _blurred(args: Namespace) -> Callable[[Source], LabelledPictures]:
+    cropping = Cropping.of(args)
+    return lambda source: BlurredCrops(source, cropping, args.seed)
+
+
+def _distorted(args: Namespace) -> Callable[[Source], LabelledPictures]:
     cropping, ratio = Cropping.of(args), args.cat_max_ratio
     if ratio <= 0:
         raise InputError(f"--cat_max_ratio {ratio} refuses every crop; give a share above 0 (1: any crop)")
-    return _datasets(args, lambda source: DistortedCrops(source, cropping, args.seed, ratio))
+    return lambda source: DistortedCrops(source, cropping, args.seed, ratio)
 
 
-def _datasets(args: Namespace, augmented: Callable[[Source], LabelledPictures]) -> Datasets:
+def _datasets(args: Namespace, augmenting: Augmenting) -> Datasets:
     """The splits that the run uses, of the folder --data_path or of the embedded sample, drawn if it is not there."""
-    root = data_root(args.data_path, LAYOUT)
+    if args.dataset == FOLDER:
+        return own_datasets(args, augmenting)
+    augmented, root = augmenting(args), data_root(args.data_path, LAYOUT)
     read = cached(args, read_pair._replace(exif=args.exif), LAYOUT)
 
     def source(split: str) -> Source:

@@ -16,7 +16,7 @@ from common.data.colours import Distortion, blur, chunks, distort_colours, draw_
 from common.data.decode import picture_size
 from common.data.order import sample_rng
 from common.data.pictures import LabelledPictures, Source
-from common.data.transforms import Cropping, cut_image, cut_label, draw_crop, draw_varied_crop, pad
+from common.data.transforms import Cropping, cut_image, cut_label, draw_crop, draw_varied_crop, pad, turned
 
 
 class WholePictures(LabelledPictures):
@@ -45,15 +45,16 @@ class BlurredCrops(LabelledPictures):
     def __init__(self, source: Source, cropping: Cropping, seed: int):
         super().__init__(source)
         self.cropping, self.seed = cropping, seed
+        self.trained_size = cropping.crop_size
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; the radius of the blur [1]."""
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
-        image, label = self.read(self.pairs[index])
+        image, label = turned(*self.read(self.pairs[index]), rng, self.cropping)
         crop = draw_crop(label.shape, rng, self.cropping)
         image, label = cut_image(image, crop), cut_label(label, crop)
-        draws = torch.tensor([draw_blur(rng)])
+        draws = torch.tensor([draw_blur(rng) if self.cropping.augmented else 0.0])
         size = self.cropping.crop_size
         return pad(image, size, 0), pad(label, size, IGNORE_INDEX), draws
 
@@ -80,15 +81,17 @@ class DistortedCrops(LabelledPictures):
     def __init__(self, source: Source, cropping: Cropping, seed: int, cat_max_ratio: float = 0.75):
         super().__init__(source)
         self.cropping, self.seed, self.cat_max_ratio = cropping, seed, cat_max_ratio
+        self.trained_size = cropping.crop_size
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; draws [7]: see `finish`."""
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
-        image, label = self.read(self.pairs[index])
+        image, label = turned(*self.read(self.pairs[index]), rng, self.cropping)
         crop = draw_varied_crop(label, rng, self.cropping, self.cat_max_ratio)
         image, label = cut_image(image, crop), cut_label(label, crop)
-        draws = torch.tensor([*crop.size, *draw_distortion(rng)])
+        distortion = draw_distortion(rng) if self.cropping.augmented else Distortion()
+        draws = torch.tensor([*crop.size, *distortion])
         size = self.cropping.crop_size
         return pad(image, size, 0), pad(label, size, IGNORE_INDEX), draws
 

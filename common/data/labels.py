@@ -71,10 +71,15 @@ class LabelTable(NamedTuple):
     train_ids: np.ndarray  # [256] uint8, by value
     known: frozenset[int]  # the values that there are
     colours: Mapping[int, Colour] = {}  # noqa: RUF012  published ones, by value; palettes are compared with them
+    by_colour: Mapping[Colour, int] = {}  # noqa: RUF012  train ids, where files of colours are labels too
 
     def read(self, path: Path, exif: str | None = None) -> Label:
         """Train ids [H, W]. Raises InputError that names the file, and values that are not among the known ones."""
         stored = _read_stored(path, exif)
+        if self.by_colour and stored.mode in ("RGB", "RGBA"):
+            return Label(self._of_colours(path, stored.values))
+        if self.by_colour and stored.mode == "1":
+            stored = stored._replace(values=stored.values.astype(np.uint8), mode="L")
         if stored.mode not in ("L", "P"):
             raise InputError(
                 f"{path} is a {stored.mode} image; labels are 8-bit single-channel files of ids (a file of "
@@ -102,6 +107,21 @@ class LabelTable(NamedTuple):
             if image.format != "PNG" or _png_bits(image) != 8 or orientation(image, path, None) != 1:
                 return False
             return image.mode == "L" or (image.mode == "P" and self._is_published(_palette(image)))
+
+    def _of_colours(self, path: Path, pixels: np.ndarray) -> np.ndarray:
+        """Train ids [H, W] of pixels [H, W, 3 or 4]. Raises InputError for a colour that is no class's."""
+        if pixels.shape[2] == 4 and pixels[..., 3].min(initial=255) < 255:
+            raise InputError(f"{path} is transparent in places, which is no class; give masks of colours without that")
+        packed = pixels[..., :3].astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        found, places = np.unique(packed, return_inverse=True)
+        shown = [(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in found]
+        unknown = [colour for colour in shown if colour not in self.by_colour]
+        if unknown:
+            raise InputError(
+                f"{path} holds {len(unknown)} colours of no class, {unknown[0]} for one; give the class its colour, or "
+                "save masks without smoothed edges"
+            )
+        return np.array([self.by_colour[colour] for colour in shown], np.uint8)[places.reshape(packed.shape)]
 
     def _is_published(self, palette: tuple[Colour, ...]) -> bool:
         """Whether each value has its published colour there, whichever are used, or none was ever published."""
@@ -162,6 +182,20 @@ class MaskFiles:
         """A PNG of grey without transparency."""
         with Image.open(path) as image:
             return image.format == "PNG" and image.mode in ("1", "L") and orientation(image, path, None) == 1
+
+
+def shown_values(path: Path) -> tuple[set[int], set[Colour]]:
+    """(the values, the colours) that a label file of unknown classes holds; one of the two is empty.
+
+    Raises InputError, naming the file, for what is no label file of 8 bits.
+    """
+    stored = _read_stored(path, None)
+    if stored.mode in ("1", "L", "P"):
+        return set(np.unique(stored.values.astype(np.uint8)).tolist()), set()
+    if stored.mode not in ("RGB", "RGBA"):
+        raise InputError(f"{path} is a {stored.mode} image; label files are of 8 bits: ids, a palette, or colours")
+    pixels = stored.values[..., :3].astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    return set(), {(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in np.unique(pixels)}
 
 
 def read_label(path: Path, table: LabelTable) -> np.ndarray:

@@ -30,6 +30,21 @@ class DatasetInfo(NamedTuple):
     # split -> how many pictures it has as published; several numbers where there are several editions
     official_counts: Mapping[str, Sequence[int]] = {}  # noqa: RUF012
 
+    def described(self) -> dict[str, object]:
+        """What a checkpoint says of it, in plain lists: `of_description` makes it again, but for the scores."""
+        return {
+            "class_names": list(self.class_names),
+            "palette": [list(colour) for colour in self.palette],
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def of_description(cls, content: Mapping[str, object]) -> "DatasetInfo":
+        """That of a checkpoint."""
+        palette = tuple(map(tuple, content["palette"]))
+        return cls(tuple(content["class_names"]), palette, mean=tuple(content["mean"]), std=tuple(content["std"]))
+
     @property
     def num_classes(self) -> int:
         """Channels of a network's logits."""
@@ -47,6 +62,8 @@ class Source(NamedTuple):
 
 class LabelledPictures(Dataset):
     """A data set of pairs of files: `pairs`, `read`, `info` and `note` as in `Source`."""
+
+    trained_size: tuple[int, int] | None = None  # height and width of training images, for checkpoints
 
     def __init__(self, source: Source):
         self.pairs, self.read, self.info, self.note = source
@@ -89,6 +106,16 @@ class Datasets(NamedTuple):
 
         Raises InputError, naming the first one that it does not take: before training rather than after an epoch.
         """
+        info = self.used[0].info
+        trained = getattr(model, "data_info", None)
+        if trained and trained["class_names"] != list(info.class_names):
+            raise InputError(
+                f"the checkpoint tells {', '.join(trained['class_names'])} apart, and the data has "
+                f"{', '.join(info.class_names)}; score it on data of its own classes"
+            )
+        model.data_info = info.described()  # for its checkpoints
+        if self.train is not None:
+            model.data_info["trained_size"] = list(self.train.trained_size or ())
         if not is_checked():
             for scored in filter(None, (self.val, self.test)):
                 for path, size in scored.scored_sizes():

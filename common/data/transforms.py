@@ -27,12 +27,24 @@ class Cropping(NamedTuple):
     base_size: int  # pixels
     crop_size: tuple[int, int]  # height, width
     scales: tuple[float, float] = (0.5, 2.0)  # smallest and largest random factor
+    augmented: bool = True  # else pictures are not mirrored, nor their colours changed
+    flip_vertical: bool = False
+    rotate: float = 0.0  # degrees to either side, at most
 
     @classmethod
     def of(cls, args: Namespace) -> "Cropping":
         """That of the command line. Raises InputError for an invalid range of scales."""
         check_scales((args.min_scale, args.max_scale), args.base_size)
-        return cls(args.base_size, args.crop_size, (args.min_scale, args.max_scale))
+        if not args.augment:
+            if args.flip_vertical or args.rotate:
+                raise InputError(
+                    "--no_augment and --flip_vertical or --rotate do not go together; leave one of them out"
+                )
+            return cls(args.base_size, args.crop_size, (1.0, 1.0), augmented=False)
+        if args.rotate > 180:
+            raise InputError(f"--rotate {args.rotate}: degrees to either side; give 180 at most, which is any")
+        scales = (args.min_scale, args.max_scale)
+        return cls(args.base_size, args.crop_size, scales, True, args.flip_vertical, args.rotate)
 
 
 def check_scales(scales: tuple[float, float], base_size: int) -> None:
@@ -56,11 +68,28 @@ class Crop(NamedTuple):
     flipped: bool = False
 
 
+def turned(
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, cropping: Cropping
+) -> tuple[np.ndarray, np.ndarray]:
+    """--flip_vertical and --rotate: the picture [H, W, 3] and its label [H, W] upside down, and turned.
+
+    What comes in from beyond the picture is black, and ignored. Nothing is drawn where neither is asked for, so that
+    the published recipes see what they have always seen.
+    """
+    if cropping.flip_vertical and rng.random() < 0.5:
+        image, label = image[::-1], label[::-1]
+    if cropping.rotate:
+        degrees = rng.uniform(-cropping.rotate, cropping.rotate)
+        image = np.array(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
+        label = np.array(Image.fromarray(label).rotate(degrees, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX))
+    return image, label
+
+
 def draw_crop(picture: tuple[int, int], rng: np.random.Generator, cropping: Cropping) -> Crop:
     """Mirror with a probability of one half; a short side uniform in `scales` times base_size; any place."""
-    base_size, crop_size, scales = cropping
+    base_size, crop_size, scales = cropping[:3]
     height, width = picture
-    flipped = rng.random() < 0.5
+    flipped = rng.random() < 0.5 and cropping.augmented
     short = int(rng.integers(int(scales[0] * base_size), int(scales[1] * base_size), endpoint=True))
     scaled = (short, int(width * short / height)) if width > height else (int(height * short / width), short)
     size = min(crop_size[0], scaled[0]), min(crop_size[1], scaled[1])
@@ -78,7 +107,7 @@ def draw_varied_crop(
     anew, up to ten times, while the crop of `label` [H, W] uint8 holds a single class, or one that covers
     `cat_max_ratio` of its labelled pixels. Mirrored with a probability of one half.
     """
-    base_size, crop_size, scales = cropping
+    base_size, crop_size, scales = cropping[:3]
     height, width = label.shape
     ratio = rng.uniform(*scales)
     long_side, short_side = int(2 * base_size * ratio), int(base_size * ratio)
@@ -91,7 +120,7 @@ def draw_varied_crop(
         crop = Crop(scaled, top, left, size)
         if cat_max_ratio >= 1 or attempt == CROP_ATTEMPTS or _is_varied(cut_label(label, crop), cat_max_ratio):
             break
-    return crop._replace(flipped=rng.random() < 0.5)
+    return crop._replace(flipped=rng.random() < 0.5 and cropping.augmented)
 
 
 def _is_varied(label: np.ndarray, cat_max_ratio: float) -> bool:

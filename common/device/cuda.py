@@ -66,3 +66,8 @@ def has_tf32(device: torch.device) -> bool:
 def _has_third_generation_cores(device: torch.device) -> bool:
     """NVIDIA's tensor cores with bfloat16 and TF32 came with compute capability 8.0 (white paper of the A100, 2020)."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def bytes_of_a_card() -> int:
+    """Memory of the first CUDA device."""
+    return torch.cuda.get_device_properties(0).total_memory

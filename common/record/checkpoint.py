@@ -5,6 +5,7 @@ those of `FIELDS`; a last.pt has those of `TRAINING_FIELDS` too. `format` says w
 """
 
 import math
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ def state_of(amp: Amp, progress: Progress, made_by: dict) -> tuple[dict, dict]:
         "format": FORMAT,
         "model_class": type(amp.model).__name__,
         "options": amp.model.options,
+        "data": getattr(amp.model, "data_info", None),
         "model": _on_cpu(amp.model_state()),
         "made_by": made_by,
         **progress._asdict(),
@@ -200,6 +202,17 @@ def load_weights(
     _take_weights(read(path), Path(path), model, from_reference, skip)
 
 
+def load_initial(args: Namespace, model: nn.Module, from_reference: Callable[[dict], dict[str, Tensor]]) -> str:
+    """The weights of --load_from, without those of the classifiers for --new_head; returns a line that says so.
+
+    Raises InputError for a file that does not fit.
+    """
+    skip = model.classifiers if args.new_head else ()
+    load_weights(args.load_from, model, from_reference, skip)
+    new = [name for name in model.state_dict() if name.startswith(skip)] if skip else []
+    return f"initial weights: {args.load_from}" + (f"; new and random: {', '.join(new)}" if new else "")
+
+
 def _take_weights(content: dict, path: Path, model: nn.Module, from_reference, skip: tuple[str, ...] = ()) -> None:
     """Load the weights of one of our checkpoints, or of the reference's through the folder's `from_reference`.
 
@@ -271,6 +284,7 @@ def load_model(path: str | Path, build_model: Callable, from_reference: Callable
             f"{path} is a checkpoint of {made}, which this folder does not build; use the folder of that network"
         ) from error
     _take_weights(content, Path(path), model, from_reference)
+    model.data_info = content.get("data") if ours else None
     return model
 
 

@@ -11,8 +11,8 @@ class Title(NamedTuple):
     """What a run is called in its report.
 
     reported_scores: what the closing lines and the report call a score -> its name, as the original scripts have it:
-    {"Train Accuracy": "miou"} prints `Final Train Accuracy : 0.7` and writes `TrainAccuracy = 0.7`. Without it
-    "Train Accuracy" is the first score.
+    {"Train Accuracy": "miou"} prints `Final Train Accuracy : 0.7` and writes `TrainAccuracy = 0.7`. Without it, and
+    for scores of which it names none, "Train Accuracy" is the first score.
     """
 
     network: str
@@ -25,7 +25,7 @@ class Title(NamedTuple):
 
     def reported(self, scores: dict[str, float]) -> dict[str, float | None]:
         """Scores under the names of the original scripts."""
-        if not self.reported_scores:
+        if not self.reported_scores or (scores and not set(self.reported_scores.values()) & set(scores)):
             return {"Train Accuracy": next(iter(scores.values()), None)}
         return {shown: scores.get(name) for shown, name in self.reported_scores.items()}
 

@@ -144,3 +144,17 @@ class ConfusionMatrix:
             "pixel_accuracy": self.pixel_accuracy(),
             "mean_class_accuracy": self.mean_class_accuracy(),
         }
+
+
+class BinaryScores(ConfusionMatrix):
+    """Scores of two classes, the second of which is the foreground."""
+
+    def scores(self) -> dict[str, float]:
+        """IoU (Jaccard index) and Dice of the foreground, nan where it occurs nowhere; then those of any classes."""
+        (_, false_positive), (false_negative, true_positive) = self.counts.tolist()
+        wrong = false_positive + false_negative
+        foreground = {
+            "foreground_iou": true_positive / (true_positive + wrong) if true_positive + wrong else float("nan"),
+            "dice": 2 * true_positive / (2 * true_positive + wrong) if true_positive + wrong else float("nan"),
+        }
+        return foreground | super().scores()

@@ -31,7 +31,7 @@ def parse_predict_args(options: dict[str, list[str] | str | int], description: s
     parser = Parser(description=description)
     parser.add_argument("--checkpoint", required=True, help="weights: checkpoints/best.pt, or a file of the reference")
     parser.add_argument("--input", required=True, nargs="+", help="images, or folders that are searched for images")
-    parser.add_argument("--output", required=True, help="folder for the pictures; made if it is not there")
+    parser.add_argument("--output", default="predictions", help="folder for the pictures; default: predictions")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "gpu", "cpu"), default="auto")
     parser.add_argument(
         "--window", type=_window, default=None, metavar="N",
@@ -133,8 +133,9 @@ def predict(
 ) -> list[Path]:
     """Write for each image <name>_color.png, <name>_overlay.png and <name>_ids.png (class ids, in a palette).
 
-    build_model, from_reference: the folder's. info: the `DatasetInfo` of what it is trained on. to_input: (PIL picture
-    in RGB, options of the network) -> what the network takes of it, [3, h, w], where that is not the picture itself;
+    build_model, from_reference: the folder's. info: the `DatasetInfo` of the published data, for checkpoints that do
+    not say what they were trained on. to_input: (PIL picture in RGB, options of the network) -> what the network takes
+    of it, [3, h, w], where that is not the picture itself;
     logits of another size than the picture are resized to it.
     Images of a folder keep their subfolders; see `result_names`. An output folder within the input is not searched for
     images. Returns the overlays. An image that cannot be predicted is listed at the end, and all others are done: then
@@ -152,6 +153,8 @@ def predict(
     images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
     names = result_names(images)
     model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": info.num_classes, **args.options})
+    if model.data_info:
+        info = type(info).of_description(model.data_info)
     prepare = (
         partial(to_input, options=model.options)
         if to_input

@@ -1,0 +1,97 @@
+"""One's own data (--dataset folder) as data sets: its pairs, and its classes instead of published ones."""
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from common.data.cache import cached
+from common.data.classes import CLASSES_FILE, Classes, classes_of_masks, find_classes
+from common.data.crops import WholePictures
+from common.data.fitting import fit
+from common.data.labels import LabelTable, shown_values
+from common.data.own_files import OwnFiles, Pair, find_files
+from common.data.pairs import PairReader
+from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
+from common.device.world import World
+from common.scores.metrics import BinaryScores
+
+FOLDER = "folder"  # of --dataset
+
+Augmenting = Callable[[Namespace], Callable[[Source], LabelledPictures]]  # how training pictures are, by the flags
+
+
+class ReaderOf(NamedTuple):
+    """All label files of one's own data are read alike; a class, as loader workers take it along."""
+
+    table: LabelTable
+
+    def __call__(self, path: Path) -> LabelTable:
+        return self.table
+
+
+class OwnData(NamedTuple):
+    """What a folder holds: pairs, classes and, for people, how they were found."""
+
+    files: OwnFiles
+    classes: Classes
+    note: str
+
+
+def find_own(root: str | Path) -> OwnData:
+    """The pairs and the classes of a folder: see `find_files`, `find_classes` and, without a list, `classes_of_masks`.
+
+    Raises InputError for a folder that does not fit.
+    """
+    files = find_files(root)
+    found = find_classes(files.folders)
+    classes, said_by = found if found else (_scanned([*files.train, *files.val], root), "the masks themselves")
+    shown = ", ".join(classes.names[:6]) + (", ..." if len(classes.names) > 6 else "")
+    return OwnData(files, classes, f"{len(classes.names)} classes by {said_by}: {shown}; {files.note}")
+
+
+def _scanned(pairs: Sequence[Pair], root: str | Path) -> Classes:
+    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+        seen = list(pool.map(lambda pair: shown_values(pair.mask), pairs))
+    values, colours = (set().union(*parts) for parts in zip(*seen, strict=True))
+    return classes_of_masks(values, colours, f"{root}, which has no {CLASSES_FILE},")
+
+
+def binary_scores(info: DatasetInfo, dataset: Sized, world: World) -> BinaryScores:
+    """What masks of two classes are counted in."""
+    return BinaryScores(2, device=world.device, class_names=info.class_names)
+
+
+def own_info(classes: Classes) -> DatasetInfo:
+    """What a network and its scores must know; of two classes, the second is the foreground."""
+    new_metric = binary_scores if len(classes.names) == 2 else None
+    return DatasetInfo(classes.names, classes.palette, new_metric=new_metric)
+
+
+def own_sources(args: Namespace, info_of: Callable[[Classes], DatasetInfo] = own_info) -> tuple[Source, Source]:
+    """(training, validation) of the folder --data_path, with `args` made to fit them: see `fit`."""
+    data = find_own(args.data_path)
+    note = f"{data.note}; {fit(args, data.files.train)}".removesuffix("; ")
+    if not args.evaluate and not args.load_from and getattr(args, "pretrained", "") == "none":
+        note += (
+            "; from scratch: fewer pictures do with --load_from FILE --new_head, or with ImageNet's --pretrained FILE"
+        )
+    read = PairReader(ReaderOf(data.classes.table()), args.exif)
+    read, info = cached(args, read, f"{FOLDER} {data.classes!r}"), info_of(data.classes)
+    # said once, by the set that is there
+    return (
+        Source(data.files.train, read, info, note),
+        Source(data.files.val, read, info, note if args.evaluate else ""),
+    )
+
+
+def own_datasets(args: Namespace, augmenting: Augmenting) -> Datasets:
+    """The splits that a run uses, for networks that train on crops and are scored on whole pictures.
+
+    Raises InputError for a folder that does not fit.
+    """
+    train, val = own_sources(args)
+    train_set = None if args.evaluate else augmenting(args)(train)
+    return Datasets(train_set, WholePictures(val) if args.evaluate or args.validate else None)
