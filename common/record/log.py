@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -65,7 +65,7 @@ class RunLog:
         self.step, self.best = course.first_step, course.best
         self.loss, self.scores = float("nan"), {}  # of the last line, of the last evaluation
         self.started = course.started or time.time()  # of this piece, less what the pieces before have taken
-        self._scored_step = None
+        self._scored_step, self._unrecorded = None, False
         self._pending: list[list[Tensor]] = []  # sum and terms of the losses since the last line, on the device
         self._term_names: list[str] = []
         self._mark = time.perf_counter()  # since when the present stretch of training steps runs
@@ -218,12 +218,22 @@ class RunLog:
 
     def _append(self, row: dict) -> None:
         now = datetime.fromtimestamp(time.time()).astimezone().isoformat(timespec="seconds")
-        self._numbers.append(row | {"time": now, "elapsed_seconds": time.time() - self.started})
+        self._record(self._numbers.append, row | {"time": now, "elapsed_seconds": time.time() - self.started})
+
+    def _record(self, write: Callable, *content) -> None:
+        """Write numbers or pictures. A disk that does not take them ends no training: only checkpoints count."""
+        try:
+            write(*content)
+            self._unrecorded = False
+        except OSError as error:
+            if not self._unrecorded:
+                self.say(f"warning: metrics and events are not written ({error.strerror or error}); training goes on")
+            self._unrecorded = True
 
     def pictures(self, panels: list[np.ndarray]) -> None:
         """Keep pictures [H, W, 3] uint8 (image, truth and prediction side by side) of the present step."""
         if self.world.is_main:
-            self._numbers.pictures(panels, self.step)
+            self._record(self._numbers.pictures, panels, self.step)
             self.restart_clock()
 
     def say(self, *lines: str) -> None:
@@ -284,7 +294,6 @@ class RunLog:
 
     def _close(self) -> None:
         self._numbers.close()
-        self._lines.close()
         self._lock.close()
 
     @property
