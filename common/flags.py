@@ -33,6 +33,7 @@ _positive = _at_least(int, 1, "a whole number of at least 1")
 _count = _at_least(int, 0, "a whole number of at least 0")
 amount = _at_least(float, 0, "a finite number of at least 0")
 _seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  # what NumPy takes
+_wait = _at_least(float, 1, "a number of seconds of at least 1")
 _port = _at_least(int, 1, "a port from 1 to 65535", below=2**16)
 
 
@@ -171,6 +172,8 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "master_addr": (str, "address of machine 0"),
         "master_port": (_port, "free port of machine 0"),
         "local_addr": (str, "address of this machine, where the one that torchrun finds by itself is not reachable"),
+        "dist_timeout": (_wait, "seconds after which a run of several processes ends when one does not answer"),
+        "max_restarts": (_count, "how often processes are started anew when one has failed; they continue the run"),
         "local_rank": (int, "given by old launchers, which set LOCAL_RANK too: that is what counts"),
         "seed": (_seed, "seed of the shuffling, the augmentation and the initial weights"),
         "deterministic": (bool, "repeatable operators only (slower)"),
@@ -233,6 +236,8 @@ RUN: dict[str, object] = {
     "master_addr": "127.0.0.1",
     "master_port": 29688,
     "local_addr": "",
+    "dist_timeout": 1800.0,  # a process may be writing gigabytes of checkpoints to a slow disk
+    "max_restarts": 0,
     "local_rank": None,
     "seed": 0,
     "deterministic": False,
@@ -288,6 +293,7 @@ PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_
 OF_ONE_PROCESS = PATHS | {
     "resume", "workers", "cache_share", "check_data", "device", "devices", "device_list", "distributed", "nnodes",
     "node_rank", "master_addr", "master_port", "local_addr", "local_rank",
+    "max_restarts",
 }  # fmt: skip
 
 # What a run that is continued may do with each flag. With other values of these it would be another run, which is
@@ -307,6 +313,6 @@ CHANGES = {
 SAME_RUN = OF_ONE_PROCESS | {
     "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
     "eval_split", "max_minutes", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from", "resume_anyway",
-    "keep", "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof", "prof_test",
+    "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof", "prof_test",
     "prof_steps",
 }  # fmt: skip

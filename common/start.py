@@ -1,17 +1,20 @@
 """How a script starts a run: checks first, then as many processes as devices are asked for."""
 
+import os
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 from torch import nn
 
 from common.data.pictures import Datasets
 from common.device.exits import exit_codes, lasting_output
-from common.device.launch import in_torchrun, leave_group, process_count, run_torchrun, say_why
+from common.device.launch import in_torchrun, is_checked, leave_group, process_count, run_torchrun, say_why
 from common.device.relay import introduce, started
 from common.device.slurm import adopt
 from common.device.stopping import Stop
+from common.record.folder import RUN_MARK
 from common.run import Build, Feed, Run
 
 Main = Callable[[Namespace, Run, Datasets, nn.Module], dict]
@@ -29,6 +32,8 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
         alone = not in_torchrun()
         with Stop(args.max_minutes, started(), alone).listening() as stop:
             introduce(stop)
+            if is_restarted(args):
+                args.resume = "auto"
             processes = process_count(args)
             run = Run(args, presets, processes, stop=stop)
             built = run.build(build)
@@ -41,6 +46,14 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
             run.join()
             main(args, run, *built)
             leave_group()
+
+
+def is_restarted(args: Namespace) -> bool:
+    """Whether this process continues what one before it had begun: after a failure, with --max_restarts."""
+    again = is_checked() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.evaluate
+    mark, checkpoint = (Path(args.output_dir, name) for name in (RUN_MARK, "checkpoints/last.pt"))
+    # else the run in the folder is an older one, which this one would have moved aside
+    return again and checkpoint.exists() and mark.stat().st_mtime >= started()
 
 
 def carry_out(main: Main, build: Build, args: Namespace, presets: ModuleType, feed: Feed | None = None) -> dict:

@@ -142,7 +142,7 @@ def run_torchrun(args: Namespace) -> None:
     from torch.distributed.run import get_args_parser, run
 
     processes = len(local_devices(args))
-    command = [f"--nproc_per_node={processes}", f"--nnodes={args.nnodes}"]
+    command = [f"--nproc_per_node={processes}", f"--nnodes={args.nnodes}", f"--max_restarts={args.max_restarts}"]
     if args.nnodes > 1:
         command += [
             f"--node_rank={args.node_rank}",

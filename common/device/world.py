@@ -22,10 +22,6 @@ from common.errors import InputError
 
 # device type -> communication backend of torch.distributed
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
-# How long processes wait for another one: it may be writing gigabytes of checkpoints to a slow disk. NCCL's own ten
-# minutes could end each run at the same checkpoint. A process that has died is noticed at once, by torchrun.
-PATIENCE = timedelta(minutes=30)
-
 
 @dataclass(frozen=True)
 class World:
@@ -35,6 +31,7 @@ class World:
     rank: int = 0
     size: int = 1
     channels_last: bool = False
+    patience: timedelta = timedelta(minutes=30)  # --dist_timeout: how long the processes wait for one of them
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -132,6 +129,7 @@ def setup(
     seed: int = 0,
     deterministic: bool = False,
     modes: Modes | None = None,
+    patience_seconds: float = World.patience.total_seconds(),
 ) -> World:
     """Choose this process's device, join the others when started by torchrun, and seed every generator.
 
@@ -139,7 +137,7 @@ def setup(
     On the CPU two runs are then equal bit for bit. Raises InputError when there is no device for this process, and for
     a layout that the device does not support.
     """
-    device_type = find_device_type(kind)
+    device_type, patience = find_device_type(kind), timedelta(seconds=patience_seconds)
     hf32, channels_last, precision_mode = modes or Modes()
     channels_last = device_type != "npu" if channels_last is None else channels_last
     check_layout(channels_last, device_type)
@@ -163,7 +161,7 @@ def setup(
     if size > 1 and not dist.is_initialized():
         # device_id lets the communicator form at once, on this device
         dist.init_process_group(
-            BACKENDS[device_type], timeout=PATIENCE, device_id=device if device_type == "cuda" else None
+            BACKENDS[device_type], timeout=patience, device_id=device if device_type == "cuda" else None
         )
     if device_type == "npu":
         npu.set_up(hf32, precision_mode)
@@ -175,7 +173,7 @@ def setup(
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic  # crops have one size: the search is paid once
     seed_everything(seed)
-    return World(device, rank, size, channels_last)
+    return World(device, rank, size, channels_last, patience)
 
 
 def seed_everything(seed: int) -> None:
