@@ -300,9 +300,10 @@ class Run:
         """
         if self.result:
             return self.result
-        result = self.log.finish(more_scores)
-        self.saver.check_saved()
-        return result
+        try:
+            return self.log.finish(more_scores)
+        finally:
+            self.saver.check_saved()
 
     # ---- trained weights
 

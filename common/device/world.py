@@ -23,6 +23,7 @@ from common.errors import InputError
 # device type -> communication backend of torch.distributed
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run and the one device that this process uses."""

@@ -59,6 +59,8 @@ def write_atomically(
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             # torch.save says of a full disk that a position is unexpected
             raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from error
+        if isinstance(error, OSError) and error.filename is None:  # of a file that was open already
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
 

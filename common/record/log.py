@@ -275,11 +275,10 @@ class RunLog:
             piece = self._piece
             result |= {"git_commit": piece["environment"]["git_commit"], "seed": self.config.get("seed")}
             result["command"] = piece["command"]
+            self._lines.end_bar()
+            self.say(*closing_lines(result, self.title))
             write_json(self.output_dir / "result.json", result)
             write_report(result, self.title, self.course.images_per_step, self.world)
-            self._lines.end_bar()
-            for line in closing_lines(result, self.title):
-                self.say(line)
             self._close()
         return result
 
