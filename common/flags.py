@@ -313,6 +313,6 @@ CHANGES = {
 SAME_RUN = OF_ONE_PROCESS | {
     "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
     "eval_split", "max_minutes", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from", "resume_anyway",
-    "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof", "prof_test",
-    "prof_steps",
+    "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof",
+    "prof_test", "prof_steps",
 }  # fmt: skip

@@ -253,9 +253,8 @@ class Run:
 
     def _open_log(self) -> RunLog:
         """The log of the steps that are left."""
-        best = self.progress.best if self.continues else None
-        steps_per_epoch, _, total_steps = self.length
-        first_step, started = self.progress.steps_done, self.stop.since
+        first_step, best = self.progress.steps_done, self.progress.best if self.continues else None
+        (steps_per_epoch, _, total_steps), started = self.length, self.stop.since
         course = Course(first_step, total_steps, steps_per_epoch, self.images_per_step, best, self.continues, started)
         log = RunLog(self.args.output_dir, self.world, course, vars(self.args), self.title)
         log.say(*self.notes)
