@@ -237,7 +237,7 @@ RUN = [
     Fault("common/run.py", "the weights of every evaluation are the best",
           "self.saver.save(self._step, is_best)", "self.saver.save(self._step, True)", "test_faults.py -k best"),
     Fault("common/run.py", "a run that continues forgets its best score",
-          "best = self.progress.best if self.continues else None", "best = None", "test_faults.py -k best"),
+          "self.progress.best if self.continues else None", "None", "test_faults.py -k best"),
     Fault("common/run.py", "no checkpoints between evaluations",
           "if self.saver.is_due(step):", "if False:", "test_common_run.py"),
     Fault("common/record/saving.py", "--save_every_steps is dropped",

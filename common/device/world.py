@@ -162,7 +162,10 @@ def setup(
     if size > 1 and not dist.is_initialized():
         # device_id lets the communicator form at once, on this device
         dist.init_process_group(
-            BACKENDS[device_type], timeout=patience, device_id=device if device_type == "cuda" else None
+            BACKENDS[device_type],
+            timeout=patience,
+            device_id=device if device_type == "cuda" else None,
+            **_meeting_point(patience),
         )
     if device_type == "npu":
         npu.set_up(hf32, precision_mode)
@@ -175,6 +178,19 @@ def setup(
     torch.backends.cudnn.benchmark = not deterministic  # crops have one size: the search is paid once
     seed_everything(seed)
     return World(device, rank, size, channels_last, patience)
+
+
+def _meeting_point(patience: timedelta) -> dict:
+    """Where the processes find each other, for `init_process_group`.
+
+    torchrun starts processes anew (--max_restarts) with the store of those before, in which their addresses still are:
+    each attempt has names of its own there.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if attempt == 0:
+        return {}
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+    return {"store": dist.PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": size}
 
 
 def seed_everything(seed: int) -> None:
