@@ -14,6 +14,7 @@ from common.device.launch import in_torchrun, is_checked, leave_group, process_c
 from common.device.relay import introduce, started
 from common.device.slurm import adopt
 from common.device.stopping import Stop
+from common.device.watching import watch
 from common.record.folder import RUN_MARK
 from common.run import Build, Feed, Run
 
@@ -44,6 +45,7 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
                 return
             stop.begin()
             run.join()
+            watch(run.world, args.dist_timeout)
             main(args, run, *built)
             leave_group()
 

@@ -13,6 +13,7 @@ from typing import TextIO
 import torch.distributed as dist
 
 from common.device.relay import exit_code_of_stop
+from common.device.watching import lost_process
 from common.errors import Diverged, ExitCode, InputError, NotSaved, Stopped
 
 ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
@@ -69,6 +70,8 @@ def exit_codes():
     except Stopped:  # the run has said so
         leave(exit_code_of_stop())
     except Exception as error:
+        if "LOCAL_RANK" in os.environ and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all when one has failed: this one says why
         text, code = _in_words(error)
         if text:
             print(f"{name}: {text}", file=sys.stderr)
@@ -105,7 +108,7 @@ def _in_words(error: Exception) -> tuple[str, int]:
 def _end_of_communication(error: Exception, said: str) -> str:
     """What happened between the processes, where that is what an error tells; '' otherwise."""
     if re.search("Connection (closed|reset|refused)|Broken pipe|remote process exited", said):
-        return "has lost another process of the run"
+        return f"has lost {lost_process() or 'another process of the run'}"
     if re.search(r"[Tt]imed out (waiting|after)|[Tt]imeout (after|waiting)", said):
         return "has waited in vain for another process of the run, which may hang: look for the one without an error"
     return f"cannot reach the others: {said[:ERROR_LETTERS]}" if isinstance(error, dist.DistError) else ""

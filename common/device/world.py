@@ -23,6 +23,8 @@ from common.errors import InputError
 # device type -> communication backend of torch.distributed
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 
+GRACE = timedelta(seconds=15)  # for `common.device.watching`, which knows more than a collective that ends by itself
+
 
 @dataclass(frozen=True)
 class World:
@@ -32,7 +34,7 @@ class World:
     rank: int = 0
     size: int = 1
     channels_last: bool = False
-    patience: timedelta = timedelta(minutes=30)  # --dist_timeout: how long the processes wait for one of them
+    patience: timedelta = timedelta(minutes=30)  # --dist_timeout and a little: how long collectives wait
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -138,7 +140,7 @@ def setup(
     On the CPU two runs are then equal bit for bit. Raises InputError when there is no device for this process, and for
     a layout that the device does not support.
     """
-    device_type, patience = find_device_type(kind), timedelta(seconds=patience_seconds)
+    device_type, patience = find_device_type(kind), timedelta(seconds=patience_seconds) + GRACE
     hf32, channels_last, precision_mode = modes or Modes()
     channels_last = device_type != "npu" if channels_last is None else channels_last
     check_layout(channels_last, device_type)

@@ -18,6 +18,7 @@ from common.data.loading import worker_count
 from common.data.waiting import DataWait, Reading
 from common.device.cores import cpu_cores
 from common.device.memory import memory_in_use
+from common.device.watching import END, mark
 from common.device.world import World, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged
 from common.record.environment import environment
@@ -83,11 +84,13 @@ class RunLog:
         iterator = iter(stream)
         while True:
             asked = time.perf_counter()
+            mark("data", self.step + 1)
             try:
                 item = next(iterator)
             except StopIteration:
                 return
             self._data_seconds += time.perf_counter() - asked
+            mark("forward")
             yield item
 
     def train(self, step: int, losses: dict[str, Tensor], optimizer: Optimizer, amp=None) -> None:
@@ -258,6 +261,7 @@ class RunLog:
 
         Final scores are those of an evaluation after the last step, or there are none. more_scores: besides them.
         """
+        mark(END)
         scores = {**(self.scores if self._scored_step == self.step else {}), **(more_scores or {})}
         result = {
             "network": self.title.network,
