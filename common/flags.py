@@ -5,7 +5,13 @@ in RUN. Nothing here imports torch.
 """
 
 import argparse
+import os
 from collections.abc import Callable
+
+
+def path(text: str) -> str:
+    """A shell expands ~ in `--flag ~/x` and not in `--flag=~/x`. Only text that names a file or folder has it."""
+    return os.path.expanduser(text)
 
 
 def switch(text: str) -> bool:
@@ -82,7 +88,7 @@ def loss_scale(text: str) -> str:
 # topic -> name -> (type or choices, help). `bool` makes a switch with a --no- form.
 FLAGS: dict[str, dict[str, tuple]] = {
     "data": {
-        "data_path": (str, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
+        "data_path": (path, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
         "dataset": (str, "which data set of the folder's layout"),
         "base_size": (_positive, "short side to which training images are scaled, times a random factor, in pixels"),
         "crop_size": (size, "height and width of the training crop, in pixels: one number, or HEIGHTxWIDTH"),
@@ -102,7 +108,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         ),
         "check_data": (bool, "open every label file before training and refuse values outside the label table"),
         "workers": (workers, "processes that read data, for each device; 'auto' shares the cores out"),
-        "cache": (str, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
+        "cache": (path, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
         "cache_share": (float, "share of the pictures that the cache keeps, for disks with room for a part"),
     },
     "model": {
@@ -111,8 +117,8 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "base_channels": (_positive, "channels of the first level; each level below has twice as many"),
         "t": (_count, "recurrences of a recurrent block"),
         "sync_bn": (bool, "batch norm over the images of all devices"),
-        "pretrained": (str, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
-        "load_from": (str, "start from the weights of a checkpoint, ours or the reference's"),
+        "pretrained": (path, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
+        "load_from": (path, "start from the weights of a checkpoint, ours or the reference's"),
         "label_resize": (
             ("aligned", "nearest", "bilinear"),
             "how labels are brought to the size of the logits in the loss; nearest and bilinear: as other code does",
@@ -186,7 +192,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
     },
     "evaluation": {
         "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
-        "checkpoint": (str, "the weights to score with --evaluate, ours or the reference's"),
+        "checkpoint": (path, "the weights to score with --evaluate, ours or the reference's"),
         "validate": (bool, "evaluate during training"),
         "eval_split": (("valid", "test"), "the split that --evaluate scores"),
         "eval_every_epochs": (_positive, "epochs between two evaluations and checkpoints"),
@@ -194,9 +200,9 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "eval_each_epoch_from": (amount, "from this share of the training on, evaluate after every epoch"),
     },
     "run": {
-        "output_dir": (str, "folder of the run, in the model's folder unless it is given"),
+        "output_dir": (path, "folder of the run, in the model's folder unless it is given"),
         "resume": (
-            str,
+            path,
             "continue from a checkpoints/last.pt; 'auto': from the newest one of --output_dir that is whole, if any",
         ),
         "resume_anyway": (bool, "continue also with other data, seed, schedule or optimizer than the checkpoint is of"),

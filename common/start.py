@@ -6,15 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
+from common.data.loading import worker_count
 from common.data.pictures import Datasets
 from common.device.exits import exit_codes, lasting_output
-from common.device.launch import in_torchrun, is_checked, leave_group, process_count, run_torchrun, say_why
+from common.device.launch import (
+    in_torchrun,
+    is_checked,
+    leave_group,
+    local_devices,
+    process_count,
+    run_torchrun,
+    say_why,
+)
+from common.device.limits import check_limits
 from common.device.relay import introduce, started
 from common.device.slurm import adopt
 from common.device.stopping import Stop
 from common.device.watching import watch
+from common.device.world import World, find_device_type
 from common.record.folder import RUN_MARK
 from common.run import Build, Feed, Run
 
@@ -38,6 +50,8 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
             processes = process_count(args)
             run = Run(args, presets, processes, stop=stop)
             built = run.build(build)
+            if not is_checked():
+                _check_machine(args, run)
             say_why(args)
             if processes > 1 and alone:
                 del run, built  # the processes build their own
@@ -48,6 +62,16 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
             watch(run.world, args.dist_timeout)
             main(args, run, *built)
             leave_group()
+
+
+def _check_machine(args: Namespace, run: Run) -> None:
+    """Raise InputError where this machine has no room for the workers of a training; see `check_limits`."""
+    if run.device_batch_size == 0:  # an evaluation
+        return
+    per_device = worker_count(args.workers, World(torch.device(find_device_type(args.device))))
+    # by itself a number of workers is that of one device; cores are shared out among them
+    devices = 1 if in_torchrun() or args.workers == "auto" else len(local_devices(args))
+    check_limits(run.image_size, run.device_batch_size, devices * per_device)
 
 
 def is_restarted(args: Namespace) -> bool:

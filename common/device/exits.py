@@ -51,6 +51,9 @@ class Lasting:
 @contextlib.contextmanager
 def lasting_output():
     """Let what is printed last longer than its readers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     with contextlib.redirect_stdout(Lasting(sys.stdout)), contextlib.redirect_stderr(Lasting(sys.stderr)):
         yield
 
@@ -90,6 +93,10 @@ def _in_words(error: Exception) -> tuple[str, int]:
     if isinstance(error, PermissionError) and error.filename:
         said = f"error: no permission for {error.filename}; have its owner give it, or name another path"
         return said, ExitCode.INPUT
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"error: {error.filename}: {error.strerror}; give another path", ExitCode.INPUT
+    if loop := re.fullmatch(r"Symlink loop from '(.*)'", said):  # of Path.resolve
+        return f"error: {loop[1]} is a link that leads to itself; give another path", ExitCode.INPUT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"stopped: no space is left for {error.filename or 'a file'}; what was complete before is still there: "

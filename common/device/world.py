@@ -6,7 +6,7 @@ import random
 import sys
 from argparse import Namespace
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -34,7 +34,8 @@ class World:
     rank: int = 0
     size: int = 1
     channels_last: bool = False
-    patience: timedelta = timedelta(minutes=30)  # --dist_timeout and a little: how long collectives wait
+    # --dist_timeout and a little: how long collectives wait
+    patience: timedelta = field(default=timedelta(minutes=30), compare=False)
 
     @property
     def memory_format(self) -> torch.memory_format:

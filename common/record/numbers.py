@@ -61,6 +61,7 @@ class Numbers:
         if purge_step is not None:
             self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
         text = "\n".join(f"    {name}: {value}" for name, value in config.items())
+        text = text.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
         self._write(0, summary=summary.text("config", text))
         self._events.flush()
 
