@@ -102,6 +102,8 @@ CHINESE = {
     ),
     "fused_optimizer": "融合优化器的来源：`torch`；`torch_npu` 用于 NPU；`apex` 用于 CUDA 上的 SGD；`off`：逐个算子",
     "local_rank": "旧启动器传入的参数，它们同时设置 `LOCAL_RANK`：以后者为准",
+    "dist_timeout": "多进程训练中，某个进程在这么多秒内没有应答，训练即结束",
+    "max_restarts": "进程失败后最多重新启动的次数；重新启动的进程接着训练",
     "local_addr": "本机的地址；torchrun 自动找到的地址无法从其他机器访问时才需要",
     "eval_every_steps": "每隔多少步评测并保存一次检查点",
     "cache": "存放已解码图片的目录，在第一个 epoch 中写入：之后不再解码",

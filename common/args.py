@@ -25,6 +25,7 @@ from common.flags import (
     amount,
     device_list,
     loss_scale,
+    path,
     probability,
     share,
     size,
@@ -161,6 +162,7 @@ def format_setting(values: dict[str, object]) -> str:
 def _metavar(kind) -> str:
     known = {
         str: "TEXT",
+        path: "TEXT",
         device_list: "LIST",
         amount: "NUMBER",
         share: "NUMBER",

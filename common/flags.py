@@ -5,7 +5,13 @@ in RUN. Nothing here imports torch.
 """
 
 import argparse
+import os
 from collections.abc import Callable
+
+
+def path(text: str) -> str:
+    """A shell expands ~ in `--flag ~/x` and not in `--flag=~/x`. Only text that names a file or folder has it."""
+    return os.path.expanduser(text)
 
 
 def switch(text: str) -> bool:
@@ -33,6 +39,7 @@ _positive = _at_least(int, 1, "a whole number of at least 1")
 _count = _at_least(int, 0, "a whole number of at least 0")
 amount = _at_least(float, 0, "a finite number of at least 0")
 _seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  # what NumPy takes
+_wait = _at_least(float, 1, "a number of seconds of at least 1")
 _port = _at_least(int, 1, "a port from 1 to 65535", below=2**16)
 
 
@@ -81,7 +88,7 @@ def loss_scale(text: str) -> str:
 # topic -> name -> (type or choices, help). `bool` makes a switch with a --no- form.
 FLAGS: dict[str, dict[str, tuple]] = {
     "data": {
-        "data_path": (str, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
+        "data_path": (path, "folder of the data set, or 'sample' for the embedded one, drawn on the spot"),
         "dataset": (
             str,
             "which data set --data_path is: the published one, or 'folder' for pictures and masks of your own",
@@ -110,7 +117,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         ),
         "check_data": (bool, "open every label file before training and refuse values outside the label table"),
         "workers": (workers, "processes that read data, for each device; 'auto' shares the cores out"),
-        "cache": (str, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
+        "cache": (path, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
         "cache_share": (float, "share of the pictures that the cache keeps, for disks with room for a part"),
     },
     "model": {
@@ -119,8 +126,8 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "base_channels": (_positive, "channels of the first level; each level below has twice as many"),
         "t": (_count, "recurrences of a recurrent block"),
         "sync_bn": (bool, "batch norm over the images of all devices"),
-        "pretrained": (str, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
-        "load_from": (str, "start from the weights of a checkpoint, ours or the reference's"),
+        "pretrained": (path, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
+        "load_from": (path, "start from the weights of a checkpoint, ours or the reference's"),
         "new_head": (
             bool,
             "with --load_from: other weights than the classifiers', which begin at random: for new classes",
@@ -184,6 +191,8 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "master_addr": (str, "address of machine 0"),
         "master_port": (_port, "free port of machine 0"),
         "local_addr": (str, "address of this machine, where the one that torchrun finds by itself is not reachable"),
+        "dist_timeout": (_wait, "seconds after which a run of several processes ends when one does not answer"),
+        "max_restarts": (_count, "how often processes are started anew when one has failed; they continue the run"),
         "local_rank": (int, "given by old launchers, which set LOCAL_RANK too: that is what counts"),
         "seed": (_seed, "seed of the shuffling, the augmentation and the initial weights"),
         "deterministic": (bool, "repeatable operators only (slower)"),
@@ -196,7 +205,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
     },
     "evaluation": {
         "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
-        "checkpoint": (str, "the weights to score with --evaluate, ours or the reference's"),
+        "checkpoint": (path, "the weights to score with --evaluate, ours or the reference's"),
         "validate": (bool, "evaluate during training"),
         "eval_split": (("valid", "test"), "the split that --evaluate scores"),
         "eval_every_epochs": (_positive, "epochs between two evaluations and checkpoints"),
@@ -204,9 +213,9 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "eval_each_epoch_from": (amount, "from this share of the training on, evaluate after every epoch"),
     },
     "run": {
-        "output_dir": (str, "folder of the run, in the model's folder unless it is given"),
+        "output_dir": (path, "folder of the run, in the model's folder unless it is given"),
         "resume": (
-            str,
+            path,
             "continue from a checkpoints/last.pt; 'auto': from the newest one of --output_dir that is whole, if any",
         ),
         "resume_anyway": (bool, "continue also with other data, seed, schedule or optimizer than the checkpoint is of"),
@@ -247,6 +256,8 @@ RUN: dict[str, object] = {
     "master_addr": "127.0.0.1",
     "master_port": 29688,
     "local_addr": "",
+    "dist_timeout": 1800.0,  # a process may be writing gigabytes of checkpoints to a slow disk
+    "max_restarts": 0,
     "local_rank": None,
     "seed": 0,
     "deterministic": False,
@@ -304,6 +315,7 @@ PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_
 OF_ONE_PROCESS = PATHS | {
     "resume", "workers", "cache_share", "check_data", "device", "devices", "device_list", "distributed", "nnodes",
     "node_rank", "master_addr", "master_port", "local_addr", "local_rank",
+    "max_restarts",
 }  # fmt: skip
 
 # What a run that is continued may do with each flag. With other values of these it would be another run, which is
@@ -324,6 +336,6 @@ CHANGES = {
 SAME_RUN = OF_ONE_PROCESS | {
     "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
     "new_head", "eval_split", "max_minutes", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
-    "resume_anyway", "keep", "save_every_minutes", "save_every_steps", "save_every_epochs", "log_every_steps", "prof",
-    "prof_test", "prof_steps",
+    "resume_anyway", "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs",
+    "log_every_steps", "prof", "prof_test", "prof_steps",
 }  # fmt: skip

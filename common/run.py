@@ -169,7 +169,7 @@ class Run:
         devices = chosen_devices(args)
         if devices and not args.device_list:
             self.notes.append(f"on NPU {devices[0]} by ASCEND_DEVICE_ID; --device_list chooses another one")
-        self.world = setup(args.device, devices, args.seed, args.deterministic, Modes.of(args))
+        self.world = setup(args.device, devices, args.seed, args.deterministic, Modes.of(args), args.dist_timeout)
         self.orders = Orders(self.stop, Agreement(self.world))
         self.workers = worker_count(args.workers, self.world)
         self.opt_level = effective_opt_level(args.amp, args.opt_level, self.world, args.precision_mode)
@@ -299,9 +299,10 @@ class Run:
         """
         if self.result:
             return self.result
-        result = self.log.finish(more_scores)
-        self.saver.check_saved()
-        return result
+        try:
+            return self.log.finish(more_scores)
+        finally:
+            self.saver.check_saved()
 
     # ---- trained weights
 

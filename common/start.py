@@ -1,17 +1,33 @@
 """How a script starts a run: checks first, then as many processes as devices are asked for."""
 
+import os
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
+from common.data.loading import worker_count
 from common.data.pictures import Datasets
 from common.device.exits import exit_codes, lasting_output
-from common.device.launch import in_torchrun, leave_group, process_count, run_torchrun, say_why
+from common.device.launch import (
+    in_torchrun,
+    is_checked,
+    leave_group,
+    local_devices,
+    process_count,
+    run_torchrun,
+    say_why,
+)
+from common.device.limits import check_limits
 from common.device.relay import introduce, started
 from common.device.slurm import adopt
 from common.device.stopping import Stop
+from common.device.watching import watch
+from common.device.world import World, find_device_type
+from common.record.folder import RUN_MARK
 from common.run import Build, Feed, Run
 
 Main = Callable[[Namespace, Run, Datasets, nn.Module], dict]
@@ -29,9 +45,13 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
         alone = not in_torchrun()
         with Stop(args.max_minutes, started(), alone).listening() as stop:
             introduce(stop)
+            if is_restarted(args):
+                args.resume = "auto"
             processes = process_count(args)
             run = Run(args, presets, processes, stop=stop)
             built = run.build(build)
+            if not is_checked():
+                _check_machine(args, run)
             say_why(args)
             if processes > 1 and alone:
                 del run, built  # the processes build their own
@@ -39,8 +59,27 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
                 return
             stop.begin()
             run.join()
+            watch(run.world, args.dist_timeout)
             main(args, run, *built)
             leave_group()
+
+
+def _check_machine(args: Namespace, run: Run) -> None:
+    """Raise InputError where this machine has no room for the workers of a training; see `check_limits`."""
+    if run.device_batch_size == 0:  # an evaluation
+        return
+    per_device = worker_count(args.workers, World(torch.device(find_device_type(args.device))))
+    # by itself a number of workers is that of one device; cores are shared out among them
+    devices = 1 if in_torchrun() or args.workers == "auto" else len(local_devices(args))
+    check_limits(run.image_size, run.device_batch_size, devices * per_device)
+
+
+def is_restarted(args: Namespace) -> bool:
+    """Whether this process continues what one before it had begun: after a failure, with --max_restarts."""
+    again = is_checked() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.evaluate
+    mark, checkpoint = (Path(args.output_dir, name) for name in (RUN_MARK, "checkpoints/last.pt"))
+    # else the run in the folder is an older one, which this one would have moved aside
+    return again and checkpoint.exists() and mark.stat().st_mtime >= started()
 
 
 def carry_out(main: Main, build: Build, args: Namespace, presets: ModuleType, feed: Feed | None = None) -> dict:

@@ -4,12 +4,13 @@ import errno
 import json
 import math
 import os
+import resource
 import signal
 
 import pytest
 import torch
 
-from common.record.files import write_atomically, write_json
+from common.record.files import Appended, write_atomically, write_json
 
 
 def test_a_file_is_written_with_the_folders_above_it(tmp_path):
@@ -91,3 +92,18 @@ def test_json_has_no_nan(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text()) == {
         "a": None, "b": [None, 1], "c": {"d": [None]}, "path": str(tmp_path),
     }  # fmt: skip
+
+
+def test_a_file_that_grows_never_holds_a_part_of_a_row(tmp_path):
+    """A limit of the size of files is met as a full disk is: what fits is written, and the rest is not."""
+    file, before = Appended(tmp_path / "rows"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    file.append("one\n")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6, before[1]))
+        with pytest.raises(OSError, match="rows"):
+            file.append("two\n")
+        assert (tmp_path / "rows").read_text() == "one\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    file.append("three \udcff\n")  # of a name that is not UTF-8
+    assert (tmp_path / "rows").read_text() == "one\ntwo\nthree \\udcff\n"

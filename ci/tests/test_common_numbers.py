@@ -1,5 +1,6 @@
 """common/record/numbers.py: metrics.jsonl and TensorBoard's events, of runs that go on too."""
 
+import errno
 import json
 import sys
 
@@ -21,6 +22,7 @@ from ci.tests.logged import (
     train,
     whole_run,
 )  # fmt: skip
+from common.record.files import Appended
 from common.record.numbers import Before, curves_written, cut_rows
 from common.scores.evaluate import Evaluation, evaluate
 from common.scores.metrics import ConfusionMatrix
@@ -190,3 +192,29 @@ def test_curves_that_are_missing_are_added_from_the_rows_and_no_others(tmp_path,
     open_log(tmp_path / "run", total=6, first_step=4, continues=True)
     expected = {point: value for point, value in expected.items() if 1 <= point[1] <= 4}
     assert expected and {point: scalars(tmp_path / "run")[point] for point in expected} == expected
+
+
+def test_a_full_disk_ends_no_training_and_what_it_did_not_take_is_written_later(tmp_path, monkeypatch, capsys):
+    log, real, full = open_log(tmp_path / "run", total=6), Appended.append, [True]
+
+    def append(file, text: str) -> None:
+        if not full:
+            return real(file, text)
+        file._kept += text.encode()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Appended, "append", append)
+    train(log, [0, 1])
+    log.pictures([np.zeros((2, 2, 3), np.uint8)])
+    full.clear()
+    train(log, [2, 3])
+    full.append(True)
+    train(log, [4])
+    full.clear()
+    train(log, [5])
+    log.finish()
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3, 4, 5, 6]
+    assert [step for name, step in scalars(tmp_path / "run") if name == "train/loss"] == [1, 2, 3, 4, 5, 6]
+    said = capsys.readouterr().out
+    assert said.count("warning: metrics and events are not written (No space left on device)") == 2
+    assert "step 1/6" in (tmp_path / "run" / "train.log").read_text()

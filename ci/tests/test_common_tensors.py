@@ -86,7 +86,11 @@ def test_a_file_without_checksums_and_one_of_the_old_kind_are_read(tmp_path):
     "error, words",
     [
         (PermissionError(13, "Permission denied"), r"no permission to read .*some\.pt; have its owner give it"),
-        (OSError(116, "Stale file handle"), r"some\.pt cannot be read \(Stale file handle\); try again"),
+        (OSError(21, "Is a directory"), r"some\.pt cannot be read \(Is a directory\); try again"),
+        (
+            OSError(116, "Stale file handle"),
+            r"cannot read the checkpoint .*some\.pt \(Stale file handle, 1 t",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_not_called_damaged(path, monkeypatch, error, words):
@@ -94,6 +98,7 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(path, monkeypatch, err
         raise error
 
     monkeypatch.setattr(tensors_module, "open", refuse, raising=False)
+    monkeypatch.setattr("common.data.files.WAIT_SECONDS", ())
     with pytest.raises(InputError, match=words) as raised:
         load_tensors(path)
     assert not isinstance(raised.value, Unusable)

@@ -368,7 +368,7 @@ def test_processes_wait_for_one_that_writes_a_large_checkpoint(monkeypatch):
     monkeypatch.setattr(dist, "init_process_group", lambda *backend, **options: given.update(options, backend=backend))
     setup("cpu")
     assert given["backend"] == ("gloo",)
-    assert given["timeout"].total_seconds() == 1800
+    assert given["timeout"].total_seconds() >= 1800
 
 
 def test_what_is_random_in_a_step_depends_on_seed_rank_and_step():

@@ -12,7 +12,7 @@ import socket
 import torch
 import torch.distributed as dist
 
-from common.device.world import PATIENCE, World
+from common.device.world import World
 
 _numbers = itertools.count()  # of the groups of this process, which all processes make in the same order
 
@@ -63,7 +63,7 @@ def _host_group(world: World) -> dist.ProcessGroup:
     """
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=_own_address())]
-    options._timeout = PATIENCE
+    options._timeout = world.patience
     store = dist.PrefixStore(f"agreement-{next(_numbers)}", dist.distributed_c10d._get_default_store())
     return dist.ProcessGroupGloo(store, world.rank, world.size, options)
 

@@ -13,6 +13,7 @@ from typing import TextIO
 import torch.distributed as dist
 
 from common.device.relay import exit_code_of_stop
+from common.device.watching import lost_process
 from common.errors import Diverged, ExitCode, Failed, InputError, NotSaved, Stopped
 
 ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
@@ -50,6 +51,9 @@ class Lasting:
 @contextlib.contextmanager
 def lasting_output():
     """Let what is printed last longer than its readers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     with contextlib.redirect_stdout(Lasting(sys.stdout)), contextlib.redirect_stderr(Lasting(sys.stderr)):
         yield
 
@@ -69,6 +73,8 @@ def exit_codes():
     except Stopped:  # the run has said so
         leave(exit_code_of_stop())
     except Exception as error:
+        if "LOCAL_RANK" in os.environ and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all when one has failed: this one says why
         text, code = _in_words(error)
         if text:
             print(f"{name}: {text}", file=sys.stderr)
@@ -87,6 +93,10 @@ def _in_words(error: Exception) -> tuple[str, int]:
     if isinstance(error, PermissionError) and error.filename:
         said = f"error: no permission for {error.filename}; have its owner give it, or name another path"
         return said, ExitCode.INPUT
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"error: {error.filename}: {error.strerror}; give another path", ExitCode.INPUT
+    if loop := re.fullmatch(r"Symlink loop from '(.*)'", said):  # of Path.resolve
+        return f"error: {loop[1]} is a link that leads to itself; give another path", ExitCode.INPUT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"stopped: no space is left for {error.filename or 'a file'}; what was complete before is still there: "
@@ -105,7 +115,7 @@ def _in_words(error: Exception) -> tuple[str, int]:
 def _end_of_communication(error: Exception, said: str) -> str:
     """What happened between the processes, where that is what an error tells; '' otherwise."""
     if re.search("Connection (closed|reset|refused)|Broken pipe|remote process exited", said):
-        return "has lost another process of the run"
+        return f"has lost {lost_process() or 'another process of the run'}"
     if re.search(r"[Tt]imed out (waiting|after)|[Tt]imeout (after|waiting)", said):
         return "has waited in vain for another process of the run, which may hang: look for the one without an error"
     return f"cannot reach the others: {said[:ERROR_LETTERS]}" if isinstance(error, dist.DistError) else ""

@@ -20,6 +20,8 @@ from common.device.stopping import SAVES
 from common.device.world import chosen_devices, device_count, find_device_type, why_this_device
 from common.errors import ExitCode, InputError
 
+LEAVE_S = 10  # for processes that are to leave because one of them has failed
+
 
 def local_devices(args: Namespace) -> list[int]:
     """Indices of the devices that this machine's processes use, from --devices, --device_list and --distributed.
@@ -142,7 +144,7 @@ def run_torchrun(args: Namespace) -> None:
     from torch.distributed.run import get_args_parser, run
 
     processes = len(local_devices(args))
-    command = [f"--nproc_per_node={processes}", f"--nnodes={args.nnodes}"]
+    command = [f"--nproc_per_node={processes}", f"--nnodes={args.nnodes}", f"--max_restarts={args.max_restarts}"]
     if args.nnodes > 1:
         command += [
             f"--node_rank={args.node_rank}",
@@ -200,3 +202,6 @@ def _listen(relay: Relay) -> None:
         end(number, frame) if number == signal.SIGQUIT else relay.take(number, frame)
     )
     signal.signal(SAVES, relay.take)
+    close = api.PContext.close
+    # when one has failed: those that hang do not hear a SIGTERM, and torchrun would wait half a minute for them
+    api.PContext.close = lambda context, death_sig=None, timeout=30: close(context, death_sig, min(timeout, LEAVE_S))

@@ -6,7 +6,7 @@ import random
 import sys
 from argparse import Namespace
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -22,9 +22,8 @@ from common.errors import InputError
 
 # device type -> communication backend of torch.distributed
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
-# How long processes wait for another one: it may be writing gigabytes of checkpoints to a slow disk. NCCL's own ten
-# minutes could end each run at the same checkpoint. A process that has died is noticed at once, by torchrun.
-PATIENCE = timedelta(minutes=30)
+
+GRACE = timedelta(seconds=15)  # for `common.device.watching`, which knows more than a collective that ends by itself
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class World:
     rank: int = 0
     size: int = 1
     channels_last: bool = False
+    # --dist_timeout and a little: how long collectives wait
+    patience: timedelta = field(default=timedelta(minutes=30), compare=False)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -132,6 +133,7 @@ def setup(
     seed: int = 0,
     deterministic: bool = False,
     modes: Modes | None = None,
+    patience_seconds: float = World.patience.total_seconds(),
 ) -> World:
     """Choose this process's device, join the others when started by torchrun, and seed every generator.
 
@@ -139,7 +141,7 @@ def setup(
     On the CPU two runs are then equal bit for bit. Raises InputError when there is no device for this process, and for
     a layout that the device does not support.
     """
-    device_type = find_device_type(kind)
+    device_type, patience = find_device_type(kind), timedelta(seconds=patience_seconds) + GRACE
     hf32, channels_last, precision_mode = modes or Modes()
     channels_last = device_type != "npu" if channels_last is None else channels_last
     check_layout(channels_last, device_type)
@@ -163,7 +165,10 @@ def setup(
     if size > 1 and not dist.is_initialized():
         # device_id lets the communicator form at once, on this device
         dist.init_process_group(
-            BACKENDS[device_type], timeout=PATIENCE, device_id=device if device_type == "cuda" else None
+            BACKENDS[device_type],
+            timeout=patience,
+            device_id=device if device_type == "cuda" else None,
+            **_meeting_point(patience),
         )
     if device_type == "npu":
         npu.set_up(hf32, precision_mode)
@@ -175,7 +180,20 @@ def setup(
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic  # crops have one size: the search is paid once
     seed_everything(seed)
-    return World(device, rank, size, channels_last)
+    return World(device, rank, size, channels_last, patience)
+
+
+def _meeting_point(patience: timedelta) -> dict:
+    """Where the processes find each other, for `init_process_group`.
+
+    torchrun starts processes anew (--max_restarts) with the store of those before, in which their addresses still are:
+    each attempt has names of its own there.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if attempt == 0:
+        return {}
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+    return {"store": dist.PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": size}
 
 
 def seed_everything(seed: int) -> None:

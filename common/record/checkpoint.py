@@ -5,6 +5,7 @@ those of `FIELDS`; a last.pt has those of `TRAINING_FIELDS` too. `format` says w
 """
 
 import math
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,8 @@ def read(path: str | Path) -> dict:
 
 def check_exists(path: str | Path) -> Path:
     """The path of a checkpoint; raises InputError where there is no file."""
+    if Path(path).is_symlink() and not Path(path).exists():
+        raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there; mend it, or give another file")
     if not Path(path).is_file():
         raise InputError(f"no checkpoint {path}; give a file that training wrote (checkpoints/last.pt or best.pt)")
     return Path(path)

@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -58,8 +59,30 @@ def write_atomically(
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             # torch.save says of a full disk that a position is unexpected
             raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from error
+        if isinstance(error, OSError) and error.filename is None:  # of a file that was open already
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
+
+
+class Appended:
+    """A file of text that grows; what a full disk does not take is kept, and written with what comes next.
+
+    It never holds a part of what was appended: after it, nobody could read the rest.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._kept = path, b""
+
+    def append(self, text: str) -> None:
+        """Raises OSError when it is not in the file, and then tries again the next time."""
+        self._kept += text.encode(errors="backslashreplace")
+        with open(self.path, "ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if file.write(self._kept) < len(self._kept):  # the system takes what fits, and says so
+                os.ftruncate(file.fileno(), size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._kept = b""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The folder of a run: what may be written there, who holds it, what is moved aside."""
 
+import errno
 import fcntl
 import json
 import os
@@ -15,9 +16,13 @@ RUN_MARK = "config.json"  # a folder that holds it is a run of ours
 def check_output_dir(output_dir: str | Path, continues: bool = False) -> None:
     """Raise InputError when a run could not write there, or would disturb what is there and is no run."""
     path = Path(output_dir)
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        existing = _existing(path)
+        if any(len(os.fsencode(part)) > os.pathconf(existing, "PC_NAME_MAX") for part in path.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"--output_dir {path} cannot be a folder ({reason}); give another --output_dir") from error
     if not existing.is_dir():
         raise InputError(f"--output_dir {path}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK | os.X_OK) or not _can_create(existing):
@@ -30,6 +35,18 @@ def check_output_dir(output_dir: str | Path, continues: bool = False) -> None:
         raise InputError(f"--output_dir {path}: the run in it cannot be moved aside, {path.parent} is not writable")
     if path.exists():
         _take_lock(path, fcntl.LOCK_SH).close()  # refuses a folder that another run is writing to
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest above it that is there. Raises OSError for a name that none can have."""
+    while True:
+        try:
+            path.stat()
+            return path
+        except (FileNotFoundError, NotADirectoryError):
+            if path.is_symlink():
+                raise OSError(errno.ENOENT, f"{path} is a link to {os.readlink(path)}, which is not there") from None
+            path = path.parent
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.record.files import Appended
+
 
 class Lines:
     """Lines for people, in train.log and on the terminal; there beside a progress bar where it has room for one."""
 
     def __init__(self, path: Path, first_step: int, total_steps: int):
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
+        self._file, self._is_full = Appended(path), False
         self._bar, self._is_read = None, True
         # a terminal that tells no width (some remote shells) has no room for a bar: it gets the lines
         wide = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
@@ -45,10 +47,6 @@ class Lines:
         if self._bar is not None:
             self._bar.close()
 
-    def close(self) -> None:
-        """The file is complete."""
-        self._file.close()
-
     def _print(self, line: str) -> None:
         print(line, flush=True)
         if self._is_read and not getattr(sys.stdout, "is_read", True):  # see `common.device.exits.Lasting`
@@ -56,5 +54,11 @@ class Lines:
             self._keep("nobody reads the output any more (a closed pipe): from here on lines are in this file alone")
 
     def _keep(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+        try:
+            self._file.append(line + "\n")
+            self._is_full = False
+        except OSError as error:
+            if not self._is_full:
+                self._is_full = True
+                reason = error.strerror or error
+                self._print(f"warning: {self._file.path} takes no line ({reason}); it gets them when it does again")

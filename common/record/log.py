@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from common.data.loading import worker_count
 from common.data.waiting import DataWait, Reading
 from common.device.cores import cpu_cores
 from common.device.memory import memory_in_use
+from common.device.watching import END, mark
 from common.device.world import World, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged
 from common.record.environment import environment
@@ -65,7 +66,7 @@ class RunLog:
         self.step, self.best = course.first_step, course.best
         self.loss, self.scores = float("nan"), {}  # of the last line, of the last evaluation
         self.started = course.started or time.time()  # of this piece, less what the pieces before have taken
-        self._scored_step = None
+        self._scored_step, self._unrecorded = None, False
         self._pending: list[list[Tensor]] = []  # sum and terms of the losses since the last line, on the device
         self._term_names: list[str] = []
         self._mark = time.perf_counter()  # since when the present stretch of training steps runs
@@ -83,11 +84,13 @@ class RunLog:
         iterator = iter(stream)
         while True:
             asked = time.perf_counter()
+            mark("data", self.step + 1)
             try:
                 item = next(iterator)
             except StopIteration:
                 return
             self._data_seconds += time.perf_counter() - asked
+            mark("forward")
             yield item
 
     def train(self, step: int, losses: dict[str, Tensor], optimizer: Optimizer, amp=None) -> None:
@@ -218,12 +221,22 @@ class RunLog:
 
     def _append(self, row: dict) -> None:
         now = datetime.fromtimestamp(time.time()).astimezone().isoformat(timespec="seconds")
-        self._numbers.append(row | {"time": now, "elapsed_seconds": time.time() - self.started})
+        self._record(self._numbers.append, row | {"time": now, "elapsed_seconds": time.time() - self.started})
+
+    def _record(self, write: Callable, *content) -> None:
+        """Write numbers or pictures. A disk that does not take them ends no training: only checkpoints count."""
+        try:
+            write(*content)
+            self._unrecorded = False
+        except OSError as error:
+            if not self._unrecorded:
+                self.say(f"warning: metrics and events are not written ({error.strerror or error}); training goes on")
+            self._unrecorded = True
 
     def pictures(self, panels: list[np.ndarray]) -> None:
         """Keep pictures [H, W, 3] uint8 (image, truth and prediction side by side) of the present step."""
         if self.world.is_main:
-            self._numbers.pictures(panels, self.step)
+            self._record(self._numbers.pictures, panels, self.step)
             self.restart_clock()
 
     def say(self, *lines: str) -> None:
@@ -248,6 +261,7 @@ class RunLog:
 
         Final scores are those of an evaluation after the last step, or there are none. more_scores: besides them.
         """
+        mark(END)
         scores = {**(self.scores if self._scored_step == self.step else {}), **(more_scores or {})}
         result = {
             "network": self.title.network,
@@ -265,11 +279,10 @@ class RunLog:
             piece = self._piece
             result |= {"git_commit": piece["environment"]["git_commit"], "seed": self.config.get("seed")}
             result["command"] = piece["command"]
+            self._lines.end_bar()
+            self.say(*closing_lines(result, self.title))
             write_json(self.output_dir / "result.json", result)
             write_report(result, self.title, self.course.images_per_step, self.world)
-            self._lines.end_bar()
-            for line in closing_lines(result, self.title):
-                self.say(line)
             self._close()
         return result
 
@@ -284,7 +297,6 @@ class RunLog:
 
     def _close(self) -> None:
         self._numbers.close()
-        self._lines.close()
         self._lock.close()
 
     @property

@@ -1,7 +1,10 @@
 """The numbers of a run, for programs and for TensorBoard: metrics.jsonl and events."""
 
+import contextlib
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.record.files import finite, write_atomically
+from common.record.files import Appended, finite, write_atomically
 
 METRICS, EVENTS = "metrics.jsonl", "events"
 NO_CURVES = {  # the names in a row that are neither losses nor scores
@@ -51,38 +54,67 @@ class Numbers:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._path, self._summary, self._event = output_dir / METRICS, summary, Event
-        folder = output_dir / EVENTS
-        known = curves_written(folder) if purge_step is not None else set()
-        folder.mkdir(parents=True, exist_ok=True)
-        # a name of its own: tensorboardX knows seconds, in which a run can be started twice
-        self._events = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
+        self._summary, self._event, self._writer = summary, Event, EventsWriter
+        self._path, self._folder = output_dir / METRICS, output_dir / EVENTS
+        self._rows, self._events = Appended(self._path), None
+        self._complete_events() if purge_step is not None else self._new_events()
         if purge_step is not None:
             self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
         text = "\n".join(f"    {name}: {value}" for name, value in config.items())
+        text = text.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
         self._write(0, summary=summary.text("config", text))
-        if purge_step is not None and self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                self._add_curves(json.loads(line), known)
         self._events.flush()
 
     def append(self, row: dict) -> None:
-        """One row, as a line of JSON and as points of curves; values that are not finite become null."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(row)) + "\n")
-        self._add_curves(row)
-        self._events.flush()
+        """One row, as a line of JSON and as points of curves; values that are not finite become null.
+
+        Raises OSError where the disk takes no more; the row is written with the next one for which it has room.
+        """
+        with self._writing():
+            self._rows.append(json.dumps(finite(row)) + "\n")
+            if self._events is None:
+                self._complete_events()
+            else:
+                self._add_curves(row)
 
     def pictures(self, panels: list[np.ndarray], step: int) -> None:
-        """Pictures [H, W, 3] uint8."""
-        for index, panel in enumerate(panels):
-            name = f"eval/example_{index}"
-            self._write(step, summary=self._summary.image(name, panel, dataformats="HWC"))
-        self._events.flush()
+        """Pictures [H, W, 3] uint8. Raises OSError where the disk takes no more: then there are none of this step."""
+        with self._writing():
+            if self._events is None:  # the next row begins another file
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+            for index, panel in enumerate(panels):
+                name = f"eval/example_{index}"
+                self._write(step, summary=self._summary.image(name, panel, dataformats="HWC"))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Bring what is written to the disk; after what it does not take, which may be half an event, a file ends."""
+        try:
+            yield
+            self._events.flush()
+        except OSError:
+            self.close()
+            self._events = None
+            raise
+
+    def _new_events(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # a name of its own: tensorboardX knows seconds, in which a run can be started twice
+        self._events = self._writer(str(self._folder / "events"), f".{len(list(self._folder.iterdir()))}")
+
+    def _complete_events(self) -> None:
+        """Begin a file of events with the points of curves that those before lack."""
+        known = curves_written(self._folder)
+        self._new_events()
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                self._add_curves(json.loads(line), known)
 
     def close(self) -> None:
-        """All is written."""
-        self._events.close()
+        """All is written, or there is no room for it."""
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.close()
 
     def _add_curves(self, row: dict, but: frozenset | set = frozenset()) -> None:
         for name, value in curves(row):

@@ -30,7 +30,7 @@ def find_resume(resume: str, output_dir: str | Path) -> list[Path]:
     if resume == "auto":
         folder = Path(output_dir) / "checkpoints"
         last = folder / "last.pt"
-        return [*([last] if last.exists() else []), *older_checkpoints(folder).values()]
+        return [*([last] if last.exists() or last.is_symlink() else []), *older_checkpoints(folder).values()]
     return [check_exists(resume)] if resume else []
 
 

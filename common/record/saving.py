@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from common.data.order import Length
+from common.device.watching import mark
 from common.errors import Diverged, NotSaved
 from common.record.checkpoint import Progress, state_of
 from common.record.files import write_atomically
@@ -67,6 +68,7 @@ class Saver:
 
         Raises Diverged for losses and weights that are not finite: the last checkpoint stays a good one.
         """
+        mark("save")
         self.log.flush(self.amp.optimizer, self.amp)  # looks at the losses
         if self.amp.world.is_main:
             progress = Progress(step + 1, self.log.best, self.log.course.images_per_step, unscored)

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from common.data.files import retried
 from common.errors import InputError
 
 CHUNK_BYTES = 1 << 20
@@ -37,9 +38,13 @@ def load_tensors(path: Path, file: BinaryIO | None = None):
     for a file that may not be read, and Unusable for one that is damaged (with the tensor that is), cut off, or holds
     other things than tensors.
     """
-    try:
+
+    def load():
         with contextlib.nullcontext(file) if file else open(path, "rb") as opened:
             return _load(path, opened)
+
+    try:
+        return retried(load, path, "checkpoint")
     except PermissionError as error:
         raise InputError(f"no permission to read {path}; have its owner give it, or name another file") from error
     except OSError as error:

@@ -14,6 +14,7 @@ from common.data.loading import eval_batches, to_device
 from common.data.pictures import LabelledPictures
 from common.device.placement import share_buffers
 from common.device.stopping import Orders
+from common.device.watching import mark
 from common.device.world import World
 from common.errors import Stopped
 from common.scores.drawing import panel
@@ -46,6 +47,7 @@ def evaluate(model: nn.Module, dataset: Dataset, metric: Metric, how: Evaluation
     share_buffers(model, how.world)
     searches, shapes = torch.backends.cudnn.benchmark, set()
     for images, target in eval_batches(dataset, how.batch_size, how.world, how.workers):
+        mark("evaluate")
         shapes.add(images.shape)
         torch.backends.cudnn.benchmark = searches and len(shapes) <= SEARCHED_SHAPES
         with how.autocast():

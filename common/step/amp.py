@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.device import npu
+from common.device.watching import mark
 from common.device.world import (
     World,
     check_layout,
@@ -110,6 +111,7 @@ class Amp:
 
     def step(self, loss: Tensor) -> None:
         """Backward, optimizer step unless a gradient is not finite, and gradients set to none."""
+        mark("backward")
         self.scaler.scale(loss).backward()
         for half, master in self.masters:
             if master.grad is not None and half.grad is not None:

@@ -41,6 +41,7 @@ from common.data.order import StepRange, sample_rng
 from common.device.exits import exit_codes
 from common.device.world import World, find_device_type
 from common.errors import InputError
+from common.flags import path
 from common.record.files import write_json
 from common.scores.evaluate import Evaluation, evaluate
 from common.scores.windows import Segmenter
@@ -252,8 +253,8 @@ def parse(argv: list[str] | None = None) -> tuple[Folder, Namespace]:
         "--images", type=int,
         help="data: samples of a repetition; eval: pictures; default: a batch, all of them",
     )  # fmt: skip
-    parser.add_argument("--input", help="predict: the picture; default: the first one of the validation set")
-    parser.add_argument("--json", help="a file for the result")
+    parser.add_argument("--input", type=path, help="predict: the picture; default: the first one of the validation set")
+    parser.add_argument("--json", type=path, help="a file for the result")
     own, rest = parser.parse_known_args(argv)
     presets = importlib.import_module(f"{own.model}.presets")
     for name in ("repetitions", "warmup", "steps", "images"):

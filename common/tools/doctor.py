@@ -19,6 +19,7 @@ import json
 from argparse import Namespace
 
 from common.args import Parser
+from common.flags import path
 from common.tools.doctor_devices import devices, training_step
 from common.tools.doctor_machine import machine, variables
 from common.tools.doctor_packages import ascend, imported, packages
@@ -36,12 +37,14 @@ def parse(argv: list[str] | None = None) -> Namespace:
         help="where training is to run; auto takes an NPU, then CUDA, then the CPU; default: auto",
     )  # fmt: skip
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="in how many processes; default: 1")
-    parser.add_argument("--output_dir", default=str(ROOT), metavar="DIR", help="where runs go; default: here")
-    parser.add_argument("--json", metavar="FILE", help="a file for the result")
+    parser.add_argument(
+        "--output_dir", type=path, default=str(ROOT), metavar="DIR", help="where runs go; default: here"
+    )
+    parser.add_argument("--json", type=path, metavar="FILE", help="a file for the result")
     args = parser.parse_args(argv)
     if args.devices < 1:
         parser.error(f"--devices {args.devices}: give at least 1")
-    if args.json and not Path(args.json).resolve().parent.is_dir():
+    if args.json and not Path(args.json).absolute().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder; give a file in one that exists")
     args.device = {"gpu": "cuda"}.get(args.device, args.device)
     return args

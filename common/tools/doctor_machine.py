@@ -43,7 +43,7 @@ def machine(report: Report, output_dir: str) -> None:
                 f"/dev/shm: {size_text(size)}; --workers end with 'Bus error' when it is full; start the container "
                 "with --shm-size=8g, or train with --workers 0"
             )
-    folder = Path(output_dir).resolve()
+    folder = Path(os.path.realpath(output_dir))  # does not mind a loop
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     report.row("disk", f"{size_text(free)} free for {folder}")
