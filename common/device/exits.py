@@ -73,14 +73,26 @@ def exit_codes():
     except Stopped:  # the run has said so
         leave(exit_code_of_stop())
     except Exception as error:
-        if "LOCAL_RANK" in os.environ and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all when one has failed: this one says why
-        text, code = _in_words(error)
-        if text:
-            print(f"{name}: {text}", file=sys.stderr)
-        else:
-            traceback.print_exc()
+        with _not_ended():
+            text, code = _in_words(error)
+            if text:
+                print(f"{name}: {text}", file=sys.stderr)
+            else:
+                traceback.print_exc()
         leave(code)
+
+
+@contextlib.contextmanager
+def _not_ended():
+    """While a process of a run says why it fails: torchrun ends all when one of the others has failed before."""
+    if "LOCAL_RANK" not in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _in_words(error: Exception) -> tuple[str, int]:
