@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -16,6 +17,8 @@ def forked(said: Path, function: Callable, *arguments, environment: dict[str, st
     """Begin a function in a copy of this process, which saves it the imports. said: the file for what it prints."""
 
     def call() -> None:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)  # as a new process has it, whatever this one has done before
         os.environ.update(environment or {})
         with open(said, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             function(*arguments, **options)
