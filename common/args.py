@@ -207,3 +207,24 @@ def _with_underscores(argv: list[str]) -> list[str]:
             word = "--" + flag[2:].replace("-", "_") + equals + value
         result.append(word)
     return result
+
+
+def parse_with_network(
+    parser: Parser, options: dict[str, list[str] | str | int], argv: list[str] | None = None
+) -> Namespace:
+    """What a command line says to a parser of a program that works with a trained network, which --checkpoint names.
+
+    options: name -> what `build_model` takes: choices, default first, or the default alone; in the result also as the
+    dictionary `options`. Files of our own training say themselves how their model is built: they are for files of the
+    reference.
+    """
+    parser.add_argument("--checkpoint", required=True, help="weights: checkpoints/best.pt, or a file of the reference")
+    for name, values in options.items():
+        choices, default = (values, values[0]) if isinstance(values, list) else (None, values)
+        parser.add_argument(
+            f"--{name}", type=type(default), choices=choices, default=default,
+            help=f"for files of the reference; default: {default}",
+        )  # fmt: skip
+    args = parser.parse_args(argv)
+    args.options = {name: getattr(args, name) for name in options}
+    return args

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.args import Parser
+from common.args import Parser, parse_with_network
 from common.errors import ExitCode, Failed, InputError
 from common.flags import size as height_and_width
 
@@ -35,9 +35,8 @@ class Check(NamedTuple):
 
 
 def parse_export_args(options: dict, size: str, description: str, argv: list[str] | None = None) -> Namespace:
-    """Flags of an export.py. options: as of `parse_predict_args`. size: the default of --size."""
+    """Flags of an export.py. options: see `parse_with_network`. size: the default of --size."""
     parser = Parser(description=description)
-    parser.add_argument("--checkpoint", required=True, help="weights: checkpoints/best.pt, or a file of the reference")
     parser.add_argument("--output", required=True, help="the file to write")
     parser.add_argument("--format", choices=tuple(OPSETS), default="onnx", help="om: for Ascend, by CANN's atc")
     parser.add_argument("--size", type=height_and_width, default=height_and_width(size), help=f"HxW; default: {size}")
@@ -50,15 +49,7 @@ def parse_export_args(options: dict, size: str, description: str, argv: list[str
     parser.add_argument("--uint8_input", action="store_true", help="take RGB bytes; normalisation is in the file")
     parser.add_argument("--class_ids", action="store_true", help="give class ids [B, H, W] uint8 instead of logits")
     parser.add_argument("--soc_version", default="Ascend310P3", help="om: the chip, as npu-smi info names it")
-    for name, values in options.items():
-        choices, default = (values, values[0]) if isinstance(values, list) else (None, values)
-        parser.add_argument(
-            f"--{name}", type=type(default), choices=choices, default=default,
-            help=f"for files of the reference; default: {default}",
-        )  # fmt: skip
-    args = parser.parse_args(argv)
-    args.options = {name: getattr(args, name) for name in options}
-    return args
+    return parse_with_network(parser, options, argv)
 
 
 def export(args: Namespace, build_model: Callable, from_reference: Callable, info) -> None:

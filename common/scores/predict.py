@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.args import Parser
+from common.args import Parser, parse_with_network
 from common.data.decode import IMAGE_SUFFIXES, large_pictures, open_image
 from common.errors import ExitCode, InputError
 from common.flags import probability
@@ -24,12 +24,8 @@ OVERLAY_PIXELS = 1 << 25  # an overlay is for looking at: that of a larger pictu
 
 
 def parse_predict_args(options: dict[str, list[str] | str | int], description: str, argv: list[str] | None = None):
-    """Flags of a predict.py. options: name -> what `build_model` takes: choices, default first, or the default alone.
-
-    Files of our own training say themselves how their model is built; the options are for files of the reference.
-    """
+    """Flags of a predict.py. options: see `parse_with_network`."""
     parser = Parser(description=description)
-    parser.add_argument("--checkpoint", required=True, help="weights: checkpoints/best.pt, or a file of the reference")
     parser.add_argument("--input", required=True, nargs="+", help="images, or folders that are searched for images")
     parser.add_argument("--output", default="predictions", help="folder for the pictures; default: predictions")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "gpu", "cpu"), default="auto")
@@ -45,15 +41,7 @@ def parse_predict_args(options: dict[str, list[str] | str | int], description: s
         "--probabilities", action="store_true",
         help="of two classes: also write <name>_prob.png, the probability of the second one in 16 bits (65535 is 1)",
     )  # fmt: skip
-    for name, values in options.items():
-        choices, default = (values, values[0]) if isinstance(values, list) else (None, values)
-        parser.add_argument(
-            f"--{name}", type=type(default), choices=choices, default=default,
-            help=f"for files of the reference; default: {default}",
-        )  # fmt: skip
-    args = parser.parse_args(argv)
-    args.options = {name: getattr(args, name) for name in options}
-    return args
+    return parse_with_network(parser, options, argv)
 
 
 def _window(text: str) -> int:
