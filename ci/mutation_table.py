@@ -292,10 +292,13 @@ DATA = [
     Fault("common/data/loading.py", "dropout is not seeded for each step",
           "        seed_step(steps.seed, world, step)\n", "", "test_common_loading.py -k random_in_a_step"),
     Fault("common/data/crops.py", "what a picture does not fill is the first class",
-          "else 0.0])\n        size = self.cropping.crop_size\n"
+          "len(weights)))\n        size = self.cropping.crop_size\n"
           "        return pad(image, size, 0), pad(label, size, IGNORE_INDEX), draws",
-          "else 0.0])\n        size = self.cropping.crop_size\n"
+          "len(weights)))\n        size = self.cropping.crop_size\n"
           "        return pad(image, size, 0), pad(label, size, 0), draws", "test_common_crops.py"),
+    Fault("common/data/colours.py", "an accelerator blurs the pictures of a batch by each other's weights",
+          "blur(images, slice(0, images.shape[2]), weights[", "blur(images, slice(0, images.shape[2]), weights.flip(0)[",
+          "test_common_crops.py -k accelerator"),
     Fault("common/data/transforms.py", "pictures are turned upside down and their labels are not",
           "image[::-1], label[::-1]", "image[::-1], label", "test_own_data.py -k upside_down"),
     Fault("common/data/transforms.py", "what a turned picture does not fill is the first class",

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ci.tests.operators import Operators
 from ci.tests.samples import Finished
 from common.data.cityscapes import find_pairs, read_pair
 from common.data.cityscapes_sets import INFO
-from common.data.colours import Distortion
+from common.data.colours import Distortion, blur_weights, blurred
 from common.data.crops import BlurredCrops, DistortedCrops, WholePictures, note_on_scale
 from common.data.order import sample_rng
 from common.data.pictures import Source
@@ -164,10 +165,32 @@ def test_what_is_padded_is_black_and_ignored(tiny_cityscapes):
 def test_half_of_the_training_images_are_blurred_and_no_target(tiny_cityscapes, monkeypatch):
     samples = train_set(BlurredCrops, tiny_cityscapes(train=1))
     blurred = [samples[epoch, 0] for epoch in range(60)]
-    monkeypatch.setattr("common.data.crops.blur", lambda image, rows, radius: image[:, rows])
+    monkeypatch.setattr("common.data.crops.blur", lambda images, rows, weights: images[:, :, rows])
     sharp = [samples[epoch, 0] for epoch in range(60)]
     assert all(torch.equal(target, same) for (_, target), (_, same) in zip(blurred, sharp, strict=True))
     assert 15 < sum(not torch.equal(image, other) for (image, _), (other, _) in zip(blurred, sharp, strict=True)) < 40
+
+
+def test_an_accelerator_blurs_all_pictures_of_a_batch_at_once_and_as_the_cpu_does():
+    """Else the host, which launches a few dozen operators for each picture, keeps a fast card waiting."""
+    radii = (0.0, 0.9, 0.3, 0.0, 0.99, 0.6)
+    draws = torch.zeros(len(radii), 4)
+    for line, weights in zip(draws, map(blur_weights, radii), strict=True):
+        line[: len(weights)] = torch.tensor(weights)
+    images = torch.randint(0, 256, (len(radii), 3, 20, 30), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
+    pictures = BlurredCrops(Source([], read_pair, INFO), Cropping(8, (8, 8)), 0)
+    expected = pictures.finish(images, draws)
+    torch.testing.assert_close(pictures.normalized(blurred(images, draws)), expected, rtol=0, atol=2e-6)
+    assert not torch.allclose(pictures.normalized(images), expected, atol=0.1)
+    pictures.normalized(images.to("meta"))  # its constants are made once for each device
+    launched = []
+    for copies in (1, 4):
+        with Operators() as operators:
+            got = pictures.finish(torch.cat([images.to("meta")] * copies), draws.repeat(copies, 1))
+        assert (got.dtype, got.stride()) == (expected.dtype, expected.stride()) and not operators.unwanted
+        launched.append(operators.launched)
+    assert launched[0] == launched[1] < 35
 
 
 # ---- distorted crops
@@ -271,7 +294,7 @@ def test_a_network_sees_the_colours_as_its_data_set_normalises_them(kind):
     info = INFO._replace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     arguments = () if kind is WholePictures else (Cropping(8, (8, 8)), 0)
     pictures = kind(Source([], read_pair, info), *arguments)
-    draws = [0.0] if kind is BlurredCrops else []
+    draws = [1.0, 0.0, 0.0, 0.0] if kind is BlurredCrops else []
     if kind is DistortedCrops:
         draws = [8.0, 8.0, *Distortion()]
     seen = pictures.finish(torch.full((1, 3, 8, 8), 255, dtype=torch.uint8), torch.tensor([draws]))

@@ -1,5 +1,6 @@
 """Colours of pictures: blur and distortion of training images, and the normalisation of all; on the device."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BLUR_REACH = 3  # pixels to either side
 CHUNK_PIXELS = 1 << 17  # of a float32 plane that stays in a core's cache
 
 
@@ -19,33 +21,45 @@ def draw_blur(rng: np.random.Generator, probability: float = 0.5) -> float:
     return rng.random() if rng.random() < probability else 0.0
 
 
-def blur(image: Tensor, rows: slice, radius: float) -> Tensor:
-    """These rows of an image [3, H, W], blurred by a Gaussian of standard deviation `radius`: [3, rows, W] float32.
+def blur(images: Tensor, rows: slice, weights: Sequence[float] | Sequence[Tensor]) -> Tensor:
+    """These rows of images [B, 3, H, W], blurred by the weights of `blur_weights`: [B, 3, rows, W] float32.
 
-    radius: in [0, 1] pixels. The pixels at the rim are repeated beyond it. Additions of shifted planes are faster than
-    a convolution of three channels on the CPU, and exact where convolutions round to fewer bits (HF32, TF32).
+    weights: numbers for all images alike, or a tensor [B, 1, 1, 1] on their device for each offset. The pixels at the
+    rim are repeated beyond it. Additions of shifted planes are faster than a convolution of three channels on the CPU,
+    and exact where convolutions round to fewer bits (HF32, TF32).
     """
-    weights = blur_weights(radius)
     reach = len(weights) - 1
-    first, last = max(0, rows.start - reach), min(image.shape[1], rows.stop + reach)
+    first, last = max(0, rows.start - reach), min(images.shape[2], rows.stop + reach)
     beyond = (reach, reach, reach - (rows.start - first), reach - (last - rows.stop))
-    pixels = image[:, first:last].to(torch.float32, memory_format=torch.contiguous_format)
-    pixels = F.pad(pixels[None], beyond, mode="replicate")[0]
-    for dim in (1, 2):
+    pixels = images[:, :, first:last].to(torch.float32, memory_format=torch.contiguous_format)
+    pixels = F.pad(pixels, beyond, mode="replicate")
+    for dim in (2, 3):
         count = pixels.shape[dim] - 2 * reach
         smooth = pixels.narrow(dim, reach, count) * weights[0]
-        for offset in range(1, reach + 1):
+        for offset, weight in enumerate(weights[1:], start=1):
             beside = pixels.narrow(dim, reach - offset, count) + pixels.narrow(dim, reach + offset, count)
-            smooth.add_(beside, alpha=weights[offset])
+            smooth = (
+                smooth.addcmul_(beside, weight) if isinstance(weight, Tensor) else smooth.add_(beside, alpha=weight)
+            )
         pixels = smooth
     return pixels
 
 
-def blur_weights(radius: float) -> list[float]:
-    """Of a pixel itself, and of those that are 1, 2, ... pixels off to one side; together (both sides) 1.
+def blurred(images: Tensor, weights: Tensor) -> Tensor:
+    """Images [B, 3, H, W] uint8, each with its own weights [B, k] of the same device: float32, in a few operators.
 
-    Three passes of a box of three pixels, as Pillow's GaussianBlur, put together: seven pixels at most. What would
-    change no byte by more than a quarter is left out.
+    For accelerators, which a host that launches operators for one picture after the other would keep waiting.
+    """
+    return blur(images, slice(0, images.shape[2]), weights[:, :, None, None, None].unbind(1))
+
+
+def blur_weights(radius: float) -> list[float]:
+    """Of a Gaussian of standard deviation `radius`, in [0, 1] pixels; together (both sides) 1.
+
+    The weight of a pixel itself, and of those that are 1, 2, ... pixels off to one side, BLUR_REACH at most.
+
+    Three passes of a box of three pixels, as Pillow's GaussianBlur, put together. What would change no byte by more
+    than a quarter is left out.
     """
     side = radius**2 / 6  # a pass then has a third of the variance
     box = np.array([side, 1 - 2 * side, side])

@@ -10,9 +10,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from common import IGNORE_INDEX
-from common.data.colours import Distortion, blur, chunks, distort_colours, draw_blur, draw_distortion
+from common.data.colours import (
+    BLUR_REACH,
+    Distortion,
+    blur,
+    blur_weights,
+    blurred,
+    chunks,
+    distort_colours,
+    draw_blur,
+    draw_distortion,
+)
 from common.data.decode import picture_size
 from common.data.order import sample_rng
 from common.data.pictures import LabelledPictures, Source
@@ -48,13 +59,14 @@ class BlurredCrops(LabelledPictures):
         self.trained_size = cropping.crop_size
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; the radius of the blur [1]."""
+        """image [*crop_size, 3] uint8; target [*crop_size] uint8, 255 = ignore; the weights of the blur [4]."""
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image, label = turned(*self.read(self.pairs[index]), rng, self.cropping)
         crop = draw_crop(label.shape, rng, self.cropping)
         image, label = cut_image(image, crop), cut_label(label, crop)
-        draws = torch.tensor([draw_blur(rng) if self.cropping.augmented else 0.0])
+        weights = blur_weights(draw_blur(rng) if self.cropping.augmented else 0.0)
+        draws = F.pad(torch.tensor(weights), (0, BLUR_REACH + 1 - len(weights)))
         size = self.cropping.crop_size
         return pad(image, size, 0), pad(label, size, IGNORE_INDEX), draws
 
@@ -63,11 +75,24 @@ class BlurredCrops(LabelledPictures):
         return min(height, width)
 
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
-        """[B, 3, H, W] uint8, draws [B, 1] on the CPU (the radius in pixels) -> float32, blurred and normalised."""
+        """[B, 3, H, W] uint8, draws [B, 4] on the CPU (`blur_weights`, 0 behind them) -> float32, blurred, normalised.
+
+        The CPU takes one picture after the other, in chunks that stay in its cache; an accelerator takes all of them.
+        """
+        if images.device.type != "cpu":
+            finished = self.normalized(images)
+            if chosen := [picture for picture, weights in enumerate(draws.tolist()) if weights[1]]:
+                weights = draws.to(images.device, non_blocking=True)
+                sharp, weights = (torch.stack([of[picture] for picture in chosen]) for of in (images, weights))
+                smooth = self.normalized(blurred(sharp, weights))
+                torch._foreach_copy_([finished[picture] for picture in chosen], list(smooth))
+            return finished
         finished = torch.empty_like(images, dtype=torch.float32)
-        for image, result, (radius,) in zip(images, finished, draws.tolist(), strict=True):
-            for rows in chunks(*image.shape[1:], image.device):
-                result[:, rows] = self.normalized(blur(image, rows, radius) if radius else image[:, rows])
+        for image, result, weights in zip(images[:, None], finished[:, None], draws.tolist(), strict=True):
+            weights = [weight for weight in weights if weight]
+            for rows in chunks(*image.shape[2:], image.device):
+                part = blur(image, rows, weights) if weights[1:] else image[:, :, rows]
+                result[:, :, rows] = self.normalized(part)
         return finished
 
 
