@@ -297,8 +297,8 @@ DATA = [
           "len(weights)))\n        size = self.cropping.crop_size\n"
           "        return pad(image, size, 0), pad(label, size, 0), draws", "test_common_crops.py"),
     Fault("common/data/colours.py", "an accelerator blurs the pictures of a batch by each other's weights",
-          "blur(images, slice(0, images.shape[2]), weights[", "blur(images, slice(0, images.shape[2]), weights.flip(0)[",
-          "test_common_crops.py -k accelerator"),
+          "blur(images, slice(0, images.shape[2]), weights[",
+          "blur(images, slice(0, images.shape[2]), weights.flip(0)[", "test_common_crops.py -k accelerator"),
     Fault("common/data/transforms.py", "pictures are turned upside down and their labels are not",
           "image[::-1], label[::-1]", "image[::-1], label", "test_own_data.py -k upside_down"),
     Fault("common/data/transforms.py", "what a turned picture does not fill is the first class",
