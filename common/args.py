@@ -17,21 +17,8 @@ from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
-from common.flags import (
-    EITHER_OR,
-    FLAGS,
-    OF_ONE_PROCESS,
-    PATHS,
-    amount,
-    device_list,
-    loss_scale,
-    path,
-    probability,
-    share,
-    size,
-    switch,
-    workers,
-)
+from common.flags import EITHER_OR, FLAGS, OF_ONE_PROCESS, PATHS
+from common.values import amount, device_list, loss_scale, path, probability, share, size, switch, workers
 
 
 class _Formatter(argparse.HelpFormatter):

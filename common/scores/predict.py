@@ -14,8 +14,8 @@ from PIL import Image
 from common.args import Parser, parse_with_network
 from common.data.decode import IMAGE_SUFFIXES, large_pictures, open_image
 from common.errors import ExitCode, InputError
-from common.flags import probability
 from common.scores.drawing import colour, name_of, overlay, palette_picture, shares, with_legend
+from common.values import probability
 
 LEAST_WINDOW = 64  # pixels of a side
 NEARLY_ALL = 0.99  # share of a picture from which on it is said that one class covers it
