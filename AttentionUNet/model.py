@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.upsampling import UpsampledConv2d
+from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, cross_entropy
 from common.step.norm import trains_on_one_image
 
@@ -264,17 +265,25 @@ def build_model(
     return AttentionUNet(num_classes, arch, t, base_channels, image_size)
 
 
-def training_loss(outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX) -> dict[str, Tensor]:
+def training_loss(
+    outputs: tuple[Tensor],
+    target: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    criterion: Criterion | None = None,
+) -> dict[str, Tensor]:
     """Binary cross entropy of the lesion's probability, the sigmoid of the logits; the mean over the pixels that count.
 
     outputs: (logits [B, 1, H, W],) of any floating type. target [B, H, W]: int64 with 1 on the lesion, 0 beside it and
     `ignore_index`; or floating, in [0, 1] or `ignore_index`, for masks with soft edges. 0 where no pixel counts.
-    For logits of several channels: cross entropy with class ids. Returns {"main": a scalar in float32 (float64 for
-    float64 logits)}.
+    For logits of several channels: cross entropy with class ids. criterion: of --loss, in place of either; a single
+    channel is to it the second of two classes, the first of which has logits of 0. Returns {"main": a scalar in float32
+    (float64 for float64 logits)}.
     """
     logits = outputs[0]
+    if criterion and logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
     if logits.shape[1] > 1:
-        return {"main": cross_entropy(logits, target, ignore_index)}
+        return {"main": (criterion or cross_entropy)(logits, target, ignore_index)}
     logits = at_least_float32(logits[:, 0])
     counts = target != ignore_index
     truth = torch.where(counts, target, 0).to(logits.dtype)

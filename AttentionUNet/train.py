@@ -53,7 +53,7 @@ def main(args, run: Run, data, model: AttentionUNet) -> dict:
         set_lr(optimizer, lr_factor(step))
         with run.autocast():
             outputs = run.network(images)  # [B, 3, S, S] -> a tuple of logits [B, 1, S, S]
-            losses = training_loss(outputs, target)
+            losses = training_loss(outputs, target, criterion=run.criterion)
         run.step(losses)
         if run.due(step, args.eval_every_epochs * run.length.steps_per_epoch):
             run.evaluate(data.val)

@@ -6,6 +6,7 @@ of mmsegmentation, which the published weights and scores are of; where it diffe
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.backbone import ResNet
 from common.nets.upsampling import UpsampledConv2d
+from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, upsampled_cross_entropy
 from common.step.norm import trains_on_one_image
 
@@ -240,6 +242,7 @@ def training_loss(
     target: Tensor,
     avg_non_ignore: bool = False,
     ignore_index: int = IGNORE_INDEX,
+    criterion: Criterion | None = None,
 ) -> dict[str, Tensor]:
     """The weighted cross entropies of the main and both auxiliary heads ("Loss function"); the loss is their sum.
 
@@ -248,8 +251,11 @@ def training_loss(
 
     avg_non_ignore: the mean over the labelled pixels. Without it, as in the reference, over all pixels: ignored ones
     have no loss but count in the divisor.
+
+    criterion: of --loss; None: cross entropy.
     """
+    loss = criterion or partial(upsampled_cross_entropy, over_all_pixels=not avg_non_ignore)
     return {
-        name: weight * upsampled_cross_entropy(logits, target, ignore_index, not avg_non_ignore)
+        name: weight * loss(logits, target, ignore_index)
         for (name, weight), logits in zip(LOSS_WEIGHTS.items(), outputs, strict=True)
     }

@@ -7,6 +7,7 @@ has a 1x1, and an auxiliary FCN head in training.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.backbone import ResNet
+from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, upsampled_cross_entropy
 from common.step.norm import trains_on_one_image
 from DeeplabV3.weights import IMAGENET_FILES
@@ -140,6 +142,7 @@ def training_loss(
     target: Tensor,
     avg_non_ignore: bool = False,
     ignore_index: int = IGNORE_INDEX,
+    criterion: Criterion | None = None,
 ) -> dict[str, Tensor]:
     """Cross entropy of the main logits, and 0.4 times that of the auxiliary ones; the loss is their sum.
 
@@ -148,8 +151,11 @@ def training_loss(
 
     avg_non_ignore: each term is the mean over the labelled pixels; else the sum over them divided by the number of all
     pixels, as in the runs of the reference: the more is ignored, the smaller are the steps.
+
+    criterion: of --loss; None: cross entropy.
     """
+    loss = criterion or partial(upsampled_cross_entropy, over_all_pixels=not avg_non_ignore)
     return {
-        name: weight * upsampled_cross_entropy(logits, target, ignore_index, over_all_pixels=not avg_non_ignore)
+        name: weight * loss(logits, target, ignore_index)
         for (name, weight), logits in zip(LOSS_WEIGHTS.items(), outputs, strict=True)
     }

@@ -52,7 +52,7 @@ def main(args, run: Run, data, model: DeepLabV3) -> dict:
         set_lr(optimizer, lr_factor(step))
         with run.autocast():
             outputs = run.network(images)  # [B, 3, H, W] -> main and auxiliary logits [B, 19, H/8, W/8]
-            losses = training_loss(outputs, target, args.avg_non_ignore)
+            losses = training_loss(outputs, target, args.avg_non_ignore, criterion=run.criterion)
         run.step(losses)
         if run.due(step, args.eval_every_steps):
             run.evaluate(data.val)

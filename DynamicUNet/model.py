@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.backbone import ResNet
+from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, cross_entropy
 from common.step.norm import trains_on_one_image
 from DynamicUNet.weights import IMAGENET_FILES
@@ -199,11 +200,16 @@ def build_model(num_classes: int = 21, backbone: str = "resnet50") -> DynamicUNe
     return DynamicUNet(num_classes, backbone)
 
 
-def training_loss(outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX) -> dict[str, Tensor]:
+def training_loss(
+    outputs: tuple[Tensor],
+    target: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    criterion: Criterion | None = None,
+) -> dict[str, Tensor]:
     """Cross entropy, the mean over the pixels that are not ignored, and 0 where there are none.
 
     outputs: a tuple of the logits [B, C, H, W] of any floating type. target: [B, H, W] int64, [0, C) or `ignore_index`.
-    Returns {"main": a scalar in float32 (float64 for float64 logits)}.
+    criterion: of --loss; None: cross entropy. Returns {"main": a scalar in float32 (float64 for float64 logits)}.
     """
     (logits,) = outputs
-    return {"main": cross_entropy(logits, target, ignore_index)}
+    return {"main": (criterion or cross_entropy)(logits, target, ignore_index)}

@@ -18,6 +18,7 @@ from common.errors import InputError
 from common.nets.backbone import ResNet
 from common.nets.resize import interpolation
 from common.nets.resize import resize as resize_bilinear
+from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, cross_entropy
 from common.step.norm import trains_on_one_image
 from ICNet.weights import IMAGENET_FILES
@@ -228,6 +229,7 @@ def training_loss(
     target: Tensor,
     label_resize: str = "aligned",
     ignore_index: int = IGNORE_INDEX,
+    criterion: Criterion | None = None,
 ) -> dict[str, Tensor]:
     """Cross entropy of the 1/4 logits, and 0.4 times those of the 1/8 and the 1/16 logits ("Cascade Label Guidance").
 
@@ -240,21 +242,28 @@ def training_loss(
     torch's nearest neighbour, whose pixels lie above and left of the logits, by 1.5 pixels on average at 1/4 of the
     size and 7.5 at 1/16; "bilinear" is the arithmetic of the published code: class ids are interpolated as numbers and
     truncated, with -1 for ignored pixels, which invents classes along borders.
+
+    criterion: of --loss; None: cross entropy.
     """
-    terms = loss_terms(outputs, target, label_resize, ignore_index)
+    terms = loss_terms(outputs, target, label_resize, ignore_index, criterion)
     return {name: weight * term for (name, weight), term in zip(LOSS_WEIGHTS.items(), terms, strict=True)}
 
 
 def loss_terms(
-    outputs: tuple[Tensor, Tensor, Tensor], target: Tensor, label_resize: str, ignore_index: int
+    outputs: tuple[Tensor, Tensor, Tensor],
+    target: Tensor,
+    label_resize: str,
+    ignore_index: int,
+    criterion: Criterion | None = None,
 ) -> list[Tensor]:
-    """The cross entropy of each of the outputs, before weighting; see `training_loss`."""
+    """The loss of each of the outputs, before weighting; see `training_loss`."""
+    loss = criterion or cross_entropy
     if label_resize in ("aligned", "nearest"):
         resize_labels = aligned_labels if label_resize == "aligned" else nearest_labels
-        return [cross_entropy(o, resize_labels(target, o.shape[-2:]), ignore_index) for o in outputs]
+        return [loss(o, resize_labels(target, o.shape[-2:]), ignore_index) for o in outputs]
     if label_resize == "bilinear":
         target = torch.where(target == ignore_index, -1, target)
-        return [cross_entropy(o, blend_labels(target, o.shape[-2:]), ignore_index=-1) for o in outputs]
+        return [loss(o, blend_labels(target, o.shape[-2:]), ignore_index=-1) for o in outputs]
     raise InputError(
         f"no label resize {label_resize!r}: choose aligned (or nearest or bilinear, to compare with other code)"
     )

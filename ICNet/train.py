@@ -49,7 +49,7 @@ def main(args, run: Run, data, model: ICNet) -> dict:
         set_lr(optimizer, lr_factor(step))
         with run.autocast():
             outputs = run.network(images)  # [B, 3, H, W] -> logits [B, 19, H/4, W/4], [.., H/8, ..], [.., H/16, ..]
-            losses = training_loss(outputs, target, args.label_resize)
+            losses = training_loss(outputs, target, args.label_resize, criterion=run.criterion)
         run.step(losses)
         if run.due(step, steps_between_evaluations(args, step, run.length)):
             run.evaluate(data.val)

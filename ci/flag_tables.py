@@ -35,6 +35,11 @@ CHINESE = {
     "load_from": "以某个检查点的权重为起点训练，本仓库或参考实现的均可",
     "label_resize": "计算损失时，标签以何种方式缩放到 logits 的尺寸；`nearest` 和 `bilinear` 与其他代码相同",
     "epochs": "训练长度，以 epoch 计",
+    "loss": "每一对 logits 和标签的损失：`ce`（原方案的）、`ohem`、`focal`、`dice`、`lovasz`，"
+    "或 `ce:1,dice:0.5` 这样的和",
+    "class_weights": "`ce`、`ohem`、`focal` 中各类别的权重：`auto`（按训练标签，少见的类别更大），"
+    "或 {名称: 权重} 的 JSON 文件",
+    "label_smoothing": "`ce` 和 `ohem` 中平均分给所有类别的真值份额",
     "max_steps": "执行学习率调度的多少步后停止（0：到调度结束）",
     "device_batch_size": "每个设备每步的训练图片数",
     "eval_batch_size": "每个设备每次评测的图片数",

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from common.flags import EITHER_OR, FLAGS, OF_ONE_PROCESS, PATHS
-from common.values import amount, device_list, loss_scale, path, probability, share, size, switch, workers
+from common.values import amount, device_list, loss, loss_scale, path, probability, share, size, switch, workers
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -156,6 +156,7 @@ def _metavar(kind) -> str:
         probability: "NUMBER",
         size: "N|HxW",
         workers: "N|auto",
+        loss: "LOSS",
         loss_scale: "SCALE",
     }
     return known.get(kind, "N")

@@ -8,6 +8,7 @@ from common.values import (
     amount,
     count,
     device_list,
+    loss,
     loss_scale,
     path,
     port,
@@ -72,6 +73,17 @@ FLAGS: dict[str, dict[str, tuple]] = {
             "how labels are brought to the size of the logits in the loss; nearest and bilinear: as other code does",
         ),
         "avg_non_ignore": (bool, "mean loss over the labelled pixels instead of over all pixels"),
+        "loss": (
+            loss,
+            "what each pair of logits and labels is trained with: ce (the recipe's), ohem, focal, dice, lovasz, or a "
+            "sum such as ce:1,dice:0.5",
+        ),
+        "class_weights": (
+            path,
+            "weights of the classes in ce, ohem and focal: 'auto', rare classes more by the training labels, or a JSON "
+            "file of {name: weight}",
+        ),
+        "label_smoothing": (share, "in ce and ohem: the share of the truth that is dealt out to all classes alike"),
     },
     "schedule": {
         "epochs": (positive, "length of the training, in epochs"),
@@ -173,6 +185,9 @@ RUN: dict[str, object] = {
     "exif": None,  # such pictures are refused
     "load_from": "",
     "new_head": False,
+    "loss": "ce",
+    "class_weights": "",
+    "label_smoothing": 0.0,
     "max_steps": 0,
     "sync_bn": False,
     "amp": None,  # on for NPU and CUDA, off on the CPU
@@ -258,7 +273,8 @@ OF_ONE_PROCESS = PATHS | {
 ANOTHER_RUN = {
     "dataset", "base_size", "crop_size", "min_scale", "max_scale", "cat_max_ratio", "image_size", "augmentation_prob",
     "mask_resize", "augment", "flip_vertical", "rotate", "exif", "arch", "backbone", "base_channels", "t",
-    "label_resize", "avg_non_ignore", "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
+    "label_resize", "avg_non_ignore", "loss", "class_weights", "label_smoothing",
+    "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
     "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
     "seed",
 }  # fmt: skip

@@ -18,8 +18,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.data.cache import check_cache
-from common.data.crops import note_on_scale
+from common.data.crops import check_datasets
 from common.data.loading import batches, worker_count
 from common.data.order import Length, StepRange, images_of_one_device, steps_in_epoch
 from common.data.pictures import Datasets, LabelledPictures
@@ -42,7 +41,9 @@ from common.record.saving import Saver
 from common.scores.evaluate import Evaluation, evaluate, example_panels
 from common.scores.metrics import Metric
 from common.step.amp import Amp, autocast, check_device_options, effective_opt_level
+from common.step.class_weights import chosen_criterion
 from common.step.compiling import compiled, recorded
+from common.step.criteria import Criterion
 from common.step.norm import synchronize_batch_norm
 from common.step.optimizer import check_source, fused_optimizer
 
@@ -82,6 +83,7 @@ class Run:
         self.stop = stop or Stop(args.max_minutes)
         self.title = Title(presets.NETWORK, "acc" if args.validate else "perf", presets.REPORTED_SCORES)
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
+        self.criterion: Criterion | None = None  # of --loss; None: the recipe's own loss
         self.progress, self.resumed, self.saver = Progress(0, None, 0), None, None
         self.notes: list[str] = []  # lines about how the run begins
         self._step: int | None = None  # 0-based, the present one
@@ -103,20 +105,10 @@ class Run:
             path, content, _ = self.resumed
             self.notes += check_continues(path, content, self.made_by, self.args.resume_anyway)
         if not is_checked():
-            self._check_data()
+            check_datasets(self.args, self.datasets)
+        if not self.args.evaluate:
+            self.criterion = chosen_criterion(self.args, self.datasets.train)
         return self.datasets, model
-
-    def _check_data(self) -> None:
-        """Raise InputError for a cache that cannot be used, and for labels and pictures that training could not use."""
-        train_set, *scored_sets = self.datasets
-        check_cache(self.args.cache, self.datasets.used)
-        if not self.args.evaluate and (note := note_on_scale(train_set, self.datasets.val)):
-            print(note, flush=True)
-        if self.args.check_data:
-            if train_set:
-                train_set.check(decode_images=False)  # training reports a picture when it comes to it
-            for scored_set in filter(None, scored_sets):
-                scored_set.check(decode_images=True)
 
     def plan(self, train_set: LabelledPictures, image_size: tuple[int, int], optimizer: type[Optimizer]) -> None:
         """Count the images of a step and the steps of the run, and check that the device has the optimizer.
@@ -181,6 +173,7 @@ class Run:
         if self.args.sync_bn:
             synchronize_batch_norm(model, self.world)
         self.model = place(model, self.world)
+        self.criterion = self.criterion and self.criterion.on(self.world.device)
 
     def optimizer(self, kind: type[Optimizer], parameters: Iterable, **options: object) -> Optimizer:
         """torch.optim.SGD or Adam, in the fastest form that the device has, with mixed precision around it.

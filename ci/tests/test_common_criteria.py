@@ -1,13 +1,22 @@
 """common/step/criteria.py against sums over single pixels, written down from the papers."""
 
+import argparse
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
+from ci.tests.folders import FOLDERS, module, parsed
 from ci.tests.operators import Operators
+from ci.tests.test_common_crops import TRAIN_IDS
+from common.errors import InputError
+from common.step.class_weights import chosen_criterion
 from common.step.criteria import LOSSES, Criterion, PixelOptions
+from common.values import LOSS_NAMES, loss_terms
 
 CLASSES = 4
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])
@@ -134,3 +143,99 @@ def test_a_sum_of_losses_and_logits_of_another_size(batch):
     large = F.interpolate(small, size=labels.shape[1:], mode="bilinear")
     both = Criterion({"ce": 1.0, "dice": 0.5})(small, labels).item()
     assert both == pytest.approx(by_hand("ce", large, labels) + 0.5 * by_hand("dice", large, labels))
+
+
+# ---- in the folders, and by flags
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_cross_entropy_by_its_name_is_the_loss_of_every_recipe(folder):
+    """With the heads, their weights and the sizes of the labels as the folder has them."""
+    training_loss = module(folder, "model").training_loss
+    channels, strides = {
+        "ICNet": (3, (4, 8, 16)), "DeeplabV3": (3, (8, 8)), "BiSeNetv1": (3, (8, 8, 16)),
+        "DynamicUNet": (3, (1,)), "AttentionUNet": (1, (1,)),
+    }[folder]  # fmt: skip
+    outputs = [torch.randn(2, channels, 48 // stride, 64 // stride) for stride in strides]
+    target = torch.randint(0, max(2, channels), (2, 48, 64))
+    target[:, :9] = 255
+    own = training_loss(outputs, target)
+    criterion = Criterion({"ce": 1.0}, PixelOptions(over_all_pixels=folder in ("DeeplabV3", "BiSeNetv1")))
+    named = training_loss(outputs, target, criterion=criterion)
+    assert named.keys() == own.keys()
+    for name, value in own.items():
+        torch.testing.assert_close(named[name], value)
+    assert not torch.allclose(sum(training_loss(outputs, target, criterion=Criterion({"dice": 1.0})).values()), value)
+
+
+@pytest.fixture
+def chosen(tiny_cityscapes, tmp_path, monkeypatch):
+    """chosen(loss=..., ...) -> the criterion of an ICNet run with these flags."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tiny_cityscapes(train=3)
+
+    def choose(**flags) -> Criterion | None:
+        args = parsed("ICNet", data_path=root, evaluate=0, **flags)
+        return chosen_criterion(args, module("ICNet", "data").build_datasets(args).train)
+
+    return choose
+
+
+def test_without_flags_the_recipe_keeps_its_own_loss(chosen):
+    assert chosen() is None and chosen(loss="ce") is None
+    assert chosen(loss="ce:2").terms == {"ce": 2.0}
+    assert chosen(loss="ce:1,dice:0.5").terms == {"ce": 1.0, "dice": 0.5}
+    assert chosen(label_smoothing=0.1).options == PixelOptions(label_smoothing=0.1)
+
+
+def test_automatic_weights_are_those_of_the_shares_of_the_pixels(chosen, tmp_path, monkeypatch):
+    counts = dict.fromkeys(range(19), 0)
+    for path in sorted((tmp_path / "cityscapes" / "gtFine" / "train").rglob("*_labelIds.png")):
+        for value in np.asarray(Image.open(path)).ravel().tolist():
+            if value in TRAIN_IDS:
+                counts[TRAIN_IDS[value]] += 1
+    total = sum(counts.values())
+    expected = [1 / math.log(1.02 + counts[c] / total) for c in range(19)]
+    found = chosen(class_weights="auto").options.class_weights
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+    monkeypatch.setattr("common.step.class_weights._count", None)  # counted once
+    assert torch.equal(chosen(class_weights="auto").options.class_weights, found)
+
+
+def test_weights_of_a_file(chosen, tmp_path):
+    names = module("ICNet", "data").INFO.class_names
+    path = tmp_path / "weights.json"
+    path.write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    assert chosen(class_weights=path).options.class_weights.tolist() == list(range(19))
+    for content, match in (
+        ("{", "it is no JSON"),
+        ("[1, 2]", "does not name the classes"),
+        (json.dumps(dict.fromkeys(names[:-1], 1)), f"{names[-1]} in one alone"),
+        (json.dumps(dict.fromkeys(names, -1)), "at least 0"),
+        (json.dumps(dict.fromkeys(names, 0)), "not all 0"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=match):
+            chosen(class_weights=path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ({"loss": "dice", "class_weights": "auto"}, "--class_weights is for ce, ohem, focal"),
+        ({"loss": "focal", "label_smoothing": 0.1}, "--label_smoothing is for ce, ohem"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, match, chosen):
+    with pytest.raises(InputError, match=match):
+        chosen(**flags)
+
+
+@pytest.mark.parametrize("text", ["", "mse", "ce,ce", "ce:0", "ce:x", "ce:nan"])
+def test_text_that_is_no_loss_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="loss"):
+        loss_terms(text)
+
+
+def test_every_name_has_its_loss():
+    assert tuple(LOSSES) == LOSS_NAMES

@@ -394,19 +394,23 @@ def steps_logged(output_dir: Path) -> int:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     folder, data, tmp_path, monkeypatch
 ):
+    """And --loss and --class_weights reach the loss of every folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     entry = module(folder, "train")
-    real, calls, names = entry.training_loss, [], []
+    real, calls, names, chosen = entry.training_loss, [], [], []
 
     def broken(*arguments, **options):
         """The last of the terms is nan in the sixth step."""
         losses = real(*arguments, **options)
         calls.append(1)
         names[:] = losses
+        chosen[:] = [options["criterion"]]
         return losses | {names[-1]: losses[names[-1]] * (float("nan") if len(calls) == 6 else 1.0)}
 
     monkeypatch.setattr(entry, "training_loss", broken)
     with pytest.raises(Diverged, match="loss is nan.* at step 6 of 8") as stopped:
-        train(folder, data, tmp_path / "run", log_every_steps=4)
+        train(folder, data, tmp_path / "run", log_every_steps=4, loss="ce,dice:0.5", class_weights="auto")
+    assert chosen[0].terms == {"ce": 1.0, "dice": 0.5} and chosen[0].options.class_weights.min() > 1
     assert (f"nan (its {names[-1]} term) at" in str(stopped.value)) == (len(names) > 1)
     kept = last_checkpoint(tmp_path / "run")
     assert kept["steps_done"] == 4

@@ -36,6 +36,13 @@ class Criterion(NamedTuple):
     terms: Mapping[str, float]  # name in LOSSES -> weight
     options: PixelOptions = PixelOptions()
 
+    def on(self, device: torch.device) -> "Criterion":
+        """This one, for logits on that device."""
+        weights = self.options.class_weights
+        return (
+            self if weights is None else self._replace(options=self.options._replace(class_weights=weights.to(device)))
+        )
+
     def __call__(self, logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
         """A scalar. Logits of another size than the labels' are resized to it, bilinearly, corners not aligned."""
         logits = at_least_float32(logits)
