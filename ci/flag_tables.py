@@ -49,6 +49,7 @@ CHINESE = {
     "head_lr_factor": "未预训练的层的学习率，相对于 `--lr` 的倍数",
     "momentum": "SGD 的动量",
     "weight_decay": "对全部权重的 L2 惩罚",
+    "clip_norm": "把一步的全部梯度按总范数缩小到此值（0：从不）",
     "amp": "混合精度；默认在 NPU 和 CUDA 上开启，在 CPU 上关闭",
     "opt_level": "配合 `--amp`：float32、autocast，或半精度权重加 float32 主权重",
     "amp_dtype": "半精度的类型",

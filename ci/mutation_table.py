@@ -305,6 +305,10 @@ DATA = [
           "descending=True", "descending=False", "test_common_criteria.py"),
     Fault("common/step/class_weights.py", "frequent classes weigh more", "(1 / np.log(1.02 +", "(np.log(1.02 +",
           "test_common_criteria.py"),
+    Fault("common/step/amp.py", "gradients are clipped with the loss scale in them",
+          "        self.scaler.unscale_(self.optimizer)\n        overflow",
+          "        self.clip_norm and nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)\n"
+          "        self.scaler.unscale_(self.optimizer)\n        overflow", "test_common_amp.py"),
     Fault("common/data/colours.py", "an accelerator blurs the pictures of a batch by each other's weights",
           "blur(images, slice(0, images.shape[2]), weights[",
           "blur(images, slice(0, images.shape[2]), weights.flip(0)[", "test_common_crops.py -k accelerator"),

@@ -9,6 +9,7 @@ Nothing here imports torch: `--help` answers at once, and a wrong flag is refuse
 """
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
-from common.flags import EITHER_OR, FLAGS, OF_ONE_PROCESS, PATHS
+from common.flags import EITHER_OR, FLAGS, OF_ONE_PROCESS, OTHERWISE_NOW, PATHS
 from common.values import amount, device_list, loss, loss_scale, path, probability, share, size, switch, workers
 
 
@@ -37,9 +38,24 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(_with_underscores(_script_arguments() if args is None else args), namespace)
 
     def error(self, message: str):
-        """One line, without the usage of sixty flags."""
+        """One line, without the usage of sixty flags; for a flag that there is not, the one that may be meant."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message and (meant := self._meant(unknown)):
+            message += f"; {meant}"
         print(f"{self.prog}: error: {message}; see --help", file=sys.stderr)
         sys.exit(2)
+
+    def _meant(self, unknown: str) -> str:
+        """A hint at the flag that the first unknown word may mean, or ''."""
+        word = unknown.split()[0].partition("=")[0]
+        name = word.lstrip("-").replace("-", "_")
+        if name in OTHERWISE_NOW:
+            return f"{word}: {OTHERWISE_NOW[name]}"
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        # told apart by letters alone, as --batchsize and --batch_size
+        plain = {flag.replace("_", ""): flag for flag in reversed(flags)}
+        close = difflib.get_close_matches("--" + name.replace("_", ""), plain, n=1, cutoff=0.75)
+        return f"{word}: did you mean {plain[close[0]]}?" if close else ""
 
 
 def parse_args(presets: ModuleType, argv: list[str] | None = None, description: str = "") -> Namespace:

@@ -108,6 +108,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "beta1": (share, "Adam's decay of the mean of gradients"),
         "beta2": (share, "Adam's decay of the mean of squared gradients"),
         "weight_decay": (amount, "L2 penalty on all weights"),
+        "clip_norm": (amount, "scale the gradients of a step down to this norm, of all of them together (0: never)"),
     },
     "precision": {
         "amp": (bool, "mixed precision; default: on for NPU and CUDA, off on the CPU"),
@@ -185,6 +186,7 @@ RUN: dict[str, object] = {
     "exif": None,  # such pictures are refused
     "load_from": "",
     "new_head": False,
+    "clip_norm": 0.0,
     "loss": "ce",
     "class_weights": "",
     "label_smoothing": 0.0,
@@ -252,6 +254,18 @@ RUN_ALIASES = {
     "loss_scale_value": "loss_scale",
     "fp32": {"amp": False, "hf32": False},
 }
+# Flags of the originals that do not exist here -> what to do instead.
+OTHERWISE_NOW = {
+    "profiling": "use --prof or --prof_test, and --prof_steps",
+    "start_step": "--prof profiles after 20 steps, --prof_test after 5",
+    "stop_step": "--prof_steps says how many steps are profiled",
+    "launcher": "leave it out; --devices, --nnodes and torchrun or srun start several processes",
+    "options": "there are no configuration files here; give the values as flags, see --help",
+    "cfg_options": "there are no configuration files here; give the values as flags, see --help",
+    "bin_mode": "leave it out; operators are compiled as the chip needs them",
+    "auto_resume": "use --resume auto",
+    "gpu_id": "use --device_list",
+}
 # Pairs of which a command line gives one: the same number in two units.
 EITHER_OR = (
     ("epochs", "total_steps"),
@@ -276,6 +290,7 @@ ANOTHER_RUN = {
     "label_resize", "avg_non_ignore", "loss", "class_weights", "label_smoothing",
     "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
     "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
+    "clip_norm",
     "seed",
 }  # fmt: skip
 # It may have other values of these, and says so.

@@ -182,7 +182,9 @@ class Run:
         """
         args = self.args
         optimizer = fused_optimizer(kind, parameters, self.world, args.fused_optimizer, **options)
-        self.amp = Amp(self.model, optimizer, self.opt_level, args.loss_scale, self.world, args.amp_dtype)
+        self.amp = Amp(
+            self.model, optimizer, self.opt_level, args.loss_scale, self.world, args.amp_dtype, args.clip_norm
+        )
         if self.resumed:
             self.progress = resume(self.resumed.content, self.amp)
             self.resumed = self.resumed._replace(content={})  # it is as large as the network and its optimizer

@@ -57,10 +57,10 @@ def plain_run(fused=True, steps=range(STEPS)):
     return losses, model, optimizer
 
 
-def start(opt_level="O0", scale="dynamic", dtype="fp16", fused=True):
+def start(opt_level="O0", scale="dynamic", dtype="fp16", fused=True, clip_norm=0.0):
     model = Net()
     optimizer = sgd(model, fused)
-    return model, optimizer, Amp(model, optimizer, opt_level, scale, world(), dtype)
+    return model, optimizer, Amp(model, optimizer, opt_level, scale, world(), dtype, clip_norm)
 
 
 def train(model, amp, steps=range(STEPS), spoiled=()):
@@ -181,7 +181,7 @@ def test_a_dynamic_scale_doubles_after_so_many_good_steps_in_a_row(scale):
 @pytest.mark.parametrize("level, scale", [("O0", "1"), ("O1", "dynamic"), ("O1", "128"), ("O2", "dynamic")])
 def test_a_step_does_not_wait_for_the_device(level, scale):
     """A skipped one neither."""
-    model, _, amp = start(level, scale)
+    model, _, amp = start(level, scale, clip_norm=0.5)
     train(model, amp, range(1))  # makes what later steps use again
     for factor in (1.0, math.inf):
         with amp.autocast():
@@ -191,6 +191,23 @@ def test_a_step_does_not_wait_for_the_device(level, scale):
         assert "mul" in " ".join(operators.names), "the operators are seen"
         assert [words for words in operators.unwanted if "depends on values" in words] == []
     assert amp.skipped_steps.item() >= 1
+
+
+@pytest.mark.parametrize("scale", ["1", "256"])
+@pytest.mark.parametrize("limit", [0.05, 100.0])
+def test_the_norm_of_all_gradients_is_limited_whatever_the_loss_scale(scale, limit):
+    """By hand: the gradients, divided by their norm and multiplied by the limit where it is larger."""
+    other = Net()
+    loss_of(other, 0).backward()
+    norm = math.sqrt(sum(parameter.grad.double().square().sum().item() for parameter in other.parameters()))
+    assert 0.05 < norm < 100
+    model, _, amp = start("O1", scale, clip_norm=limit)
+    amp.opt_level = "O0"  # no autocast
+    train(model, amp, range(1))
+    before = Net()
+    for moved, start_weight, parameter in zip(model.parameters(), before.parameters(), other.parameters(), strict=True):
+        gradient = parameter.grad * min(1, limit / norm) + 1e-3 * start_weight  # weight decay is not limited
+        torch.testing.assert_close(moved, start_weight - 0.1 * gradient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("scale", ["dynamic", "-1", "512"])

@@ -143,6 +143,24 @@ def test_what_is_refused_is_named_in_one_line_with_exit_code_2(capsys, presets, 
     assert "--help" in line
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("--trainbatchsize=3", "did you mean --train_batch_size?"),
+        ("--learn_rate", None),
+        ("--epoch", "did you mean --epochs?"),
+        ("--devicelist", "did you mean --device_list?"),
+        ("--start-step=3", "--prof profiles after 20 steps, --prof_test after 5"),
+        ("--launcher", "leave it out; --devices, --nnodes and torchrun or srun start several processes"),
+        ("stray", None),
+    ],
+)
+def test_a_flag_that_there_is_not_gets_a_hint_at_the_one_that_is_meant(capsys, presets, word, hint):
+    line, shown = refused(capsys, presets, word), word.replace("-", "_").replace("__", "--", 1)
+    expected = f"; {shown.partition('=')[0]}: {hint}" if hint else ""
+    assert line.endswith(f"error: unrecognized arguments: {shown}{expected}; see --help\n")
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "few"])
 def test_counts_of_which_there_is_at_least_one(capsys, value):
     flags = "base_size epochs device_batch_size eval_batch_size eval_every_epochs log_every_steps"

@@ -85,14 +85,24 @@ class Amp:
     `skipped_steps`, a tensor on the device: on CPU and CUDA nothing here waits for the device when the optimizer is a
     fused one. Chips that saturate instead of overflowing have the plugin's own scaler at every level, which reads the
     flag of the hardware and waits for it.
+    clip_norm: the largest norm of the gradients of all weights together, without the loss scale; larger ones are scaled
+    down to it (arXiv:1211.5063). 0: never.
+
     Construct it after the model is on the device and before the optimizer's first step.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, opt_level: str, loss_scale: str, world: World, dtype: str = "fp16"
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        opt_level: str,
+        loss_scale: str,
+        world: World,
+        dtype: str = "fp16",
+        clip_norm: float = 0.0,
     ):
         self.model, self.optimizer, self.opt_level = model, optimizer, opt_level
-        self.world, self.dtype = world, dtype
+        self.world, self.dtype, self.clip_norm = world, dtype, clip_norm
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=world.device)
         check_half_precision(opt_level, dtype, world)
         scaled = opt_level != "O0" and dtype == "fp16"
@@ -120,6 +130,9 @@ class Amp:
                 master.grad = None if half.grad is None else half.grad.float()
         self.scaler.unscale_(self.optimizer)
         overflow = sum(self.scaler._found_inf_per_device(self.optimizer).values())
+        if self.clip_norm:
+            weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights, self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update(self.static_scale)
         self.skipped_steps += (overflow > 0).to(torch.int64)
