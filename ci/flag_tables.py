@@ -63,6 +63,7 @@ CHINESE = {
     "master_addr": "0 号机器的地址",
     "master_port": "0 号机器上的空闲端口",
     "seed": "打乱顺序、数据增强和初始权重的随机种子",
+    "seeds": "以 `--seed`、`--seed` + 1……依次运行同一方案多少次，并给出分数的离散程度",
     "deterministic": "只用结果可复现的算子（较慢）",
     "channels_last": "图像和特征在内存中把每个像素的各通道相邻存放；默认在 CPU 和 CUDA 上开启，在 NPU 上关闭",
     "compile": "训练时编译网络的各个模块（torch.compile）",

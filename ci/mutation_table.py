@@ -309,6 +309,10 @@ DATA = [
           "        self.scaler.unscale_(self.optimizer)\n        overflow",
           "        self.clip_norm and nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)\n"
           "        self.scaler.unscale_(self.optimizer)\n        overflow", "test_common_amp.py"),
+    Fault("common/record/spread.py", "a difference within the spread is called beyond it",
+          "> BEYOND * error", "> error", "test_common_spread.py"),
+    Fault("common/seeds.py", "a run that fails does not end the others",
+          "            return code", "            continue", "test_common_spread.py"),
     Fault("common/data/colours.py", "an accelerator blurs the pictures of a batch by each other's weights",
           "blur(images, slice(0, images.shape[2]), weights[",
           "blur(images, slice(0, images.shape[2]), weights.flip(0)[", "test_common_crops.py -k accelerator"),

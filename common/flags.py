@@ -143,6 +143,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "max_restarts": (count, "how often processes are started anew when one has failed; they continue the run"),
         "local_rank": (int, "given by old launchers, which set LOCAL_RANK too: that is what counts"),
         "seed": (seed, "seed of the shuffling, the augmentation and the initial weights"),
+        "seeds": (positive, "runs of the recipe with --seed, --seed + 1, ..., one after the other, and their spread"),
         "deterministic": (bool, "repeatable operators only (slower)"),
         "channels_last": (
             bool,
@@ -212,6 +213,7 @@ RUN: dict[str, object] = {
     "max_restarts": 0,
     "local_rank": None,
     "seed": 0,
+    "seeds": 1,
     "deterministic": False,
     "channels_last": None,  # on for CPU and CUDA; an NPU has no kernels for it
     "compile": False,
@@ -301,7 +303,7 @@ CHANGES = {
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.
 SAME_RUN = OF_ONE_PROCESS | {
     "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
-    "new_head", "eval_split", "max_minutes", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
+    "new_head", "eval_split", "max_minutes", "seeds", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
     "resume_anyway", "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs",
     "log_every_steps", "prof", "prof_test", "prof_steps",
 }  # fmt: skip

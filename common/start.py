@@ -11,7 +11,7 @@ from torch import nn
 
 from common.data.loading import worker_count
 from common.data.pictures import Datasets
-from common.device.exits import exit_codes, lasting_output
+from common.device.exits import exit_codes, lasting_output, leave
 from common.device.launch import (
     in_torchrun,
     is_checked,
@@ -29,6 +29,7 @@ from common.device.watching import watch
 from common.device.world import World, find_device_type
 from common.record.folder import RUN_MARK
 from common.run import Build, Feed, Run
+from common.seeds import run_seeds
 
 Main = Callable[[Namespace, Run, Datasets, nn.Module], dict]
 
@@ -37,11 +38,14 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
     """Check the devices and the input, then train in as many processes as devices are asked for.
 
     Whatever can be known to be wrong raises InputError in `build`, before other processes exist. With more than one
-    device this process becomes torchrun, which starts this script again with the same arguments once per device.
+    device this process becomes torchrun, which starts this script again with the same arguments once per device. With
+    --seeds it starts one run after the other.
     The exit codes are those of `common.errors.ExitCode`.
     """
     with lasting_output(), exit_codes():
         adopt(args)
+        if args.seeds > 1:
+            leave(run_seeds(args))
         alone = not in_torchrun()
         with Stop(args.max_minutes, started(), alone).listening() as stop:
             introduce(stop)

@@ -1,0 +1,118 @@
+"""Several runs of one recipe: their scores side by side, their mean, and whether a difference is more than chance.
+
+A group is a folder of runs that differ in their seeds (`--seeds`), or one run.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import InputError
+from common.flags import OF_ONE_PROCESS
+from common.record.folder import RUN_MARK
+
+# What may differ between runs of one group, and is no part of a recipe.
+NO_RECIPE = OF_ONE_PROCESS | {"preset", "given", "started", "seed", "seeds"}
+BEYOND = 2.0  # standard errors of a difference, from which on it is called more than chance
+
+
+class Group(NamedTuple):
+    """Runs of one recipe."""
+
+    name: str
+    values: dict[str, object]  # flags of its first run
+    scores: list[dict[str, float]]  # of the last evaluation of each run; per class as "IoU <class>"
+
+
+def read_group(path: Path) -> Group:
+    """A run, or the runs in the folders below. Raises InputError for a folder without a run that was scored."""
+    runs = [path] if (path / RUN_MARK).is_file() else sorted(mark.parent for mark in path.glob(f"*/{RUN_MARK}"))
+    if not runs:
+        raise InputError(f"{path} holds no run and no folders of runs; name an --output_dir of train.py")
+    values = [_json(run / RUN_MARK).get("values", {}) for run in runs]
+    for run, other in zip(runs[1:], values[1:], strict=True):
+        if different := recipe_differences(values[0], other):
+            raise InputError(
+                f"{run} and {runs[0]} are of other recipes (--{', --'.join(different)}), of which a mean says nothing; "
+                "name each run for itself"
+            )
+    return Group(str(path), values[0], [last_scores(run) for run in runs])
+
+
+def last_scores(run: Path) -> dict[str, float]:
+    """Those of the last evaluation in metrics.jsonl. Raises InputError where there is none."""
+    row = None
+    try:
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            content = json.loads(line)
+            row = content if content.get("kind") == "eval" else row
+    except (OSError, ValueError):
+        pass  # what a killed run has left half written comes last
+    if row is None:
+        raise InputError(f"{run} has no evaluation in metrics.jsonl; name a run that was scored (--validate)")
+    names = _json(run / "result.json").get("scores") or [name for name in row if name in ("miou", "jaccard")]
+    scores = {name: row[name] for name in names if isinstance(row.get(name), float)}
+    return scores | {f"IoU {name}": iou for name, iou in row.get("class_iou", {}).items() if iou is not None}
+
+
+def recipe_differences(one: Mapping[str, object], other: Mapping[str, object]) -> dict[str, tuple[object, object]]:
+    """Flags of two runs that are not alike: name -> the two values."""
+    names = [name for name in {**one, **other} if name not in NO_RECIPE]
+    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+
+
+class Mean(NamedTuple):
+    """Of one score of a group."""
+
+    mean: float
+    deviation: float  # of a sample: nan for a single run
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + (f" ± {self.deviation:.4f}" if self.runs > 1 else "")
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Mean and standard deviation (of a sample, n - 1)."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Mean(statistics.fmean(values), deviation, len(values))
+
+
+def means(group: Group) -> dict[str, Mean]:
+    """Of each score that all runs of the group have."""
+    names = [name for name in group.scores[0] if all(name in scores for scores in group.scores)]
+    return {name: mean_of([scores[name] for scores in group.scores]) for name in names}
+
+
+def in_words(before: Mean, now: Mean) -> str:
+    """The difference of two means, and whether it exceeds twice its standard error (Welch)."""
+    difference = now.mean - before.mean
+    text = f"{difference:+.4f}"
+    if before.runs < 2 or now.runs < 2:
+        return text
+    error = math.sqrt(before.deviation**2 / before.runs + now.deviation**2 / now.runs)
+    return f"{text} {'beyond' if abs(difference) > BEYOND * error else 'within'} the spread"
+
+
+def table(groups: Sequence[Group]) -> list[str]:
+    """A line for each score: mean and deviation of each group, and what is otherwise than in the first."""
+    found = [means(group) for group in groups]
+    rows = [("score", *(group.name for group in groups))]
+    for name, first in found[0].items():
+        cells = [str(first)]
+        for other in found[1:]:
+            cells.append(f"{other[name]}  ({in_words(first, other[name])})" if name in other else "-")
+        rows.append((name, *cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
