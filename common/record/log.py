@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from common.data.decode import decoder_name
 from common.data.loading import worker_count
 from common.data.waiting import DataWait, Reading
+from common.device import determinism
 from common.device.cores import cpu_cores
 from common.device.memory import memory_in_use
 from common.device.watching import END, mark
@@ -130,6 +131,7 @@ class RunLog:
         except Diverged as error:
             raise self.diverged(error) from error
         self.recent.told()
+        self.say(*determinism.news())
         mean = losses.mean(0).tolist()
         self.loss = mean[0]
         images = steps * self.course.images_per_step
@@ -284,11 +286,13 @@ class RunLog:
             "duration_seconds": time.time() - self.started,  # end to end: checks, imports and weights included
             "output_dir": str(self.output_dir),
         }
+        result |= determinism.found()
         if self.world.is_main:
             piece = self._piece
             result |= {"git_commit": piece["environment"]["git_commit"], "seed": self.config.get("seed")}
             result["command"] = piece["command"]
             self._lines.end_bar()
+            self.say(*determinism.news())  # an evaluation has no line before
             self.say(*closing_lines(result, self.title))
             write_json(self.output_dir / "result.json", result)
             write_report(result, self.title, self.course.images_per_step, self.world)
