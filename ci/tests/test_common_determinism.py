@@ -38,7 +38,7 @@ def main(args, run, data, model) -> dict:
     run.prepare(model)
     run.optimizer(torch.optim.SGD, model.parameters(), lr=args.lr)
     for _, images, target in run.steps(data.train):
-        target = target.put_(torch.tensor([0]), target.flatten()[:1])  # in another place than on the way back
+        target = target.clone().put_(torch.tensor([0]), target.flatten()[:1])  # in another place than on the way back
         losses = small_folder.training_loss(run.network(images), target)
         run.step({name: PutOnTheWayBack.apply(loss) for name, loss in losses.items()})
     warnings.warn("of something else", stacklevel=1)
