@@ -32,7 +32,14 @@ class InputError(ValueError):
 
 
 class Diverged(ArithmeticError):
-    """Training produced a value that is not finite. The message names the step; the exit code is ExitCode.FAILED."""
+    """Training produced a value that is not finite. The message names the step; the exit code is ExitCode.FAILED.
+
+    step: counted from 1. not_finite: names of the terms of the loss, of weights, or 'gradients'.
+    """
+
+    def __init__(self, message: str, step: int, not_finite: list[str]):
+        super().__init__(message)
+        self.step, self.not_finite = step, not_finite
 
 
 class NotSaved(RuntimeError):

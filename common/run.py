@@ -29,6 +29,7 @@ from common.device.stopping import Orders, Stop
 from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup, synchronize
 from common.errors import Stopped
 from common.nets.backbone import load_imagenet
+from common.record.bad_step import samples_of
 from common.record.checkpoint import Progress, check_evaluation, load_initial, load_model, load_weights
 from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
@@ -84,7 +85,7 @@ class Run:
         self.title = Title(presets.NETWORK, "acc" if args.validate else "perf", presets.REPORTED_SCORES)
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
         self.criterion: Criterion | None = None  # of --loss; None: the recipe's own loss
-        self.progress, self.resumed, self.saver = Progress(0, None, 0), None, None
+        self.progress, self.resumed, self.saver, self.result = Progress(0, None, 0), None, None, None
         self.notes: list[str] = []  # lines about how the run begins
         self._step: int | None = None  # 0-based, the present one
         seed_everything(args.seed)
@@ -198,11 +199,10 @@ class Run:
         """
         args, first_step = self.args, self.progress.steps_done
         check_same(self.world, args, first_step, *self.datasets)
-        self.result = None
         if self.continues:
             self.result = finished_result(args.output_dir, first_step, self.length.total_steps, self.world)
-            if self.result:
-                return
+        if self.result:
+            return
         self.network = self._shared_network()
         self.log = self._open_log()
         self.saver = Saver(args, self.amp, self.log, self.length, self.made_by if self.world.is_main else {})
@@ -212,6 +212,7 @@ class Run:
             self._step = first_step - 1
             self.evaluate(self.datasets.val)
         todo = StepRange(self.device_batch_size, args.seed, first_step, self.length.total_steps)
+        self.log.recent.watch(self.network, self.amp, samples_of(train_set, todo, self.world))
         stream = profiled(self.feed.batches(train_set, todo, self.world, self.workers), args, self.world)
         for step, images, target in self.log.steps(shown_first(stream, train_set, self.log)):
             self._step = step

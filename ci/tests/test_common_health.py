@@ -69,14 +69,14 @@ def test_the_names_are_those_of_the_first_bad_step():
 
 def test_checkpoints_from_before_are_spoken_of_where_there_are_some(tmp_path):
     first = message(tmp_path / "run", {"main": math.nan})
-    assert "no checkpoint was written yet" in first and "before" not in first
+    assert "no checkpoint was written yet" in first and "from before" not in first
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "checkpoints" / "last.pt").touch()
     again = message(tmp_path / "run", {"main": math.nan}, first_step=2, continues=True)
     assert "the checkpoints of the run are from before" in again and "no checkpoint" not in again
     # the run in the folder is moved aside, with its checkpoints
     anew = message(tmp_path / "run", {"main": math.nan})
-    assert "no checkpoint was written yet" in anew and "before" not in anew
+    assert "no checkpoint was written yet" in anew and "from before" not in anew
 
 
 # ---- steps that are skipped

@@ -454,7 +454,7 @@ def test_a_machine_beyond_the_last_is_refused(capsys):
     "error, code, line",
     [
         (InputError("image x is cut off"), 2, "error: image x is cut off"),
-        (Diverged("the loss is nan at step 7"), 1, "stopped: the loss is nan at step 7"),
+        (Diverged("the loss is nan at step 7", 7, ["loss"]), 1, "stopped: the loss is nan at step 7"),
         (KeyboardInterrupt(), 130, "interrupted; continue with the same command and --resume auto"),
         (
             torch.OutOfMemoryError(

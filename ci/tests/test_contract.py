@@ -320,7 +320,36 @@ def test_loss_falls_on_one_repeated_batch(folder):
     assert all(parameter.grad is not None for parameter in model.parameters()), "every weight takes part in the loss"
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_batch_without_labels_teaches_nothing(folder, images):
+    """Loss 0 and gradients of 0, and nothing of 0 / 0; one image trains too, or is refused with what is needed."""
+    torch.manual_seed(0)
+    model, shape = build(folder).train(), (images, 3, 64, 64)
+    try:
+        model.check_shape(shape)
+    except InputError as error:
+        assert images == 1 and "device_batch_size" in str(error) and "2" in str(error) and "\n" not in str(error)
+        return
+    for labelled in (0, 8):  # rows
+        target = torch.full((images, 64, 64), IGNORE_INDEX)
+        target[0, :labelled] = 1
+        model.zero_grad()
+        loss = loss_of(folder, model(torch.randn(shape)), target)
+        loss.backward()
+        largest = max(parameter.grad.abs().max() for parameter in model.parameters())
+        assert (loss > 0 and largest > 0) if labelled else (loss == 0 and largest == 0)
+        assert torch.isfinite(torch.stack([loss, largest])).all()
+
+
 # ---- the run
+
+
+def test_what_does_not_fill_a_step_waits_for_another_epoch_and_an_epoch_has_a_step(folder, data, tmp_path):
+    """Of eight pictures two steps of three, and none of nine."""
+    run, *_ = built(folder, **flags_of(folder, data, tmp_path / "run", device_batch_size=3))
+    assert (run.length.steps_per_epoch, run.length.schedule_steps) == (2, 2 * EPOCHS)
+    with pytest.raises(InputError, match=r"8 training images are fewer than the 9 of one step.*--device_batch_size"):
+        built(folder, **flags_of(folder, data, tmp_path / "run", device_batch_size=9))
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(folder, data, finished, tmp_path):

@@ -71,6 +71,10 @@ class LabelledPictures(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def name_of(self, index: int) -> str:
+        """The file of a picture."""
+        return str(self.pairs[index][0])
+
     def check(self, decode_images: bool) -> None:
         """Open every label; raise InputError, naming the file, for what training or evaluation could not use."""
         if self.note:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.args import shared_values
-from common.device import cuda, npu
+from common.device import cuda, determinism, npu
 from common.device.cores import cpu_cores
 from common.errors import InputError
 
@@ -137,9 +137,9 @@ def setup(
 ) -> World:
     """Choose this process's device, join the others when started by torchrun, and seed every generator.
 
-    With `deterministic`, operators that have a repeatable form use it (slower); where one has none, torch warns.
-    On the CPU two runs are then equal bit for bit. Raises InputError when there is no device for this process, and for
-    a layout that the device does not support.
+    With `deterministic`, operators that have a repeatable form use it (slower); `common.device.determinism` names
+    those that have none. On the CPU two runs are then equal bit for bit. Raises InputError when there is no device for
+    this process, and for a layout that the device does not support.
     """
     device_type, patience = find_device_type(kind), timedelta(seconds=patience_seconds) + GRACE
     hf32, channels_last, precision_mode = modes or Modes()
@@ -177,6 +177,7 @@ def setup(
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+    determinism.collect(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic  # crops have one size: the search is paid once
     seed_everything(seed)

@@ -32,7 +32,9 @@ class Health:
         before = "the checkpoints of the run are from before; " if has_checkpoint else "no checkpoint was written yet; "
         raise Diverged(
             f"the loss is {losses[row, 0].item()}{which} at step {step} of {self.total_steps}; {before}"
-            "lower --lr, lengthen the warm-up, or try --no_amp"
+            "lower --lr, lengthen the warm-up, or try --no_amp",
+            step,
+            bad_terms or ["loss"],
         )
 
     def check_amp(self, amp, step: int, steps: int) -> None:
@@ -47,7 +49,9 @@ class Health:
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise Diverged(
                 f"the gradients of the last {self._skipped_in_a_row} steps up to {step} of {self.total_steps} "
-                "were not finite, and the steps skipped; lower --lr or a fixed --loss_scale, or try --no_amp"
+                "were not finite, and the steps skipped; lower --lr or a fixed --loss_scale, or try --no_amp",
+                step,
+                ["gradients"],
             )
 
     def _check_loss_scale(self, amp, step: int) -> None:
@@ -56,5 +60,7 @@ class Health:
             raise Diverged(
                 f"the loss scale has fallen to {amp.loss_scale():g} at step {step} of {self.total_steps}, with "
                 f"{amp.skipped_steps.item()} skipped steps: gradients overflow fp16 whatever it is; lower --lr, use "
-                "--amp_dtype bf16 where the device has it, or --no_amp"
+                "--amp_dtype bf16 where the device has it, or --no_amp",
+                step,
+                ["gradients"],
             )

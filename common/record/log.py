@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from common.data.decode import decoder_name
 from common.data.loading import worker_count
 from common.data.waiting import DataWait, Reading
+from common.device import determinism
 from common.device.cores import cpu_cores
 from common.device.memory import memory_in_use
 from common.device.watching import END, mark
 from common.device.world import World, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged
+from common.record.bad_step import Recent
 from common.record.environment import environment
 from common.record.files import write_json
 from common.record.folder import open_folder
@@ -72,7 +74,7 @@ class RunLog:
         self._mark = time.perf_counter()  # since when the present stretch of training steps runs
         self._data_seconds = 0.0  # of that stretch: waiting for the next batch
         self._rated_images, self._rated_seconds = 0, 0.0
-        self._data_wait, self._health = DataWait(), Health(course.total_steps)
+        self._data_wait, self._health, self.recent = DataWait(), Health(course.total_steps), Recent()
         self._warm = course.first_step + min(RATE_WARMUP_STEPS, (course.total_steps - course.first_step) // 2)
         if world.is_main:
             self._open()
@@ -103,6 +105,7 @@ class RunLog:
         self._term_names = list(losses)
         terms = [term.detach().float() for term in losses.values()]
         self._pending.append([sum(terms), *terms])
+        self.recent.note(self.step, self._pending[-1], optimizer)
         if self.step == self._warm:
             self.flush(optimizer, amp, rated=False)
         elif self.step % self.config["log_every_steps"] == 0 or self.step == self.course.total_steps:
@@ -126,8 +129,9 @@ class RunLog:
             if amp is not None:
                 self._health.check_amp(amp, self.step, steps)
         except Diverged as error:
-            self.say(str(error))
-            raise
+            raise self.diverged(error) from error
+        self.recent.told()
+        self.say(*determinism.news())
         mean = losses.mean(0).tolist()
         self.loss = mean[0]
         images = steps * self.course.images_per_step
@@ -140,6 +144,13 @@ class RunLog:
             if rated and (advice := self._data_wait.advice(self.step, steps, data_seconds, seconds, self._reading)):
                 self.say(advice)
         self.restart_clock()
+
+    def diverged(self, error: Diverged) -> Diverged:
+        """The same error, said, with the file that tells of the steps before it; for the processes that have it."""
+        where = self.recent.write(self.output_dir, error, self._term_names, self.world)
+        error = Diverged("; ".join(filter(None, (str(error), where))), error.step, error.not_finite)
+        self.say(str(error))
+        return error
 
     def _reading(self) -> Reading:
         return Reading(
@@ -275,11 +286,13 @@ class RunLog:
             "duration_seconds": time.time() - self.started,  # end to end: checks, imports and weights included
             "output_dir": str(self.output_dir),
         }
+        result |= determinism.found()
         if self.world.is_main:
             piece = self._piece
             result |= {"git_commit": piece["environment"]["git_commit"], "seed": self.config.get("seed")}
             result["command"] = piece["command"]
             self._lines.end_bar()
+            self.say(*determinism.news())  # an evaluation has no line before
             self.say(*closing_lines(result, self.title))
             write_json(self.output_dir / "result.json", result)
             write_report(result, self.title, self.course.images_per_step, self.world)

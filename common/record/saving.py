@@ -74,10 +74,11 @@ class Saver:
             progress = Progress(step + 1, self.log.best, self.log.course.images_per_step, unscored)
             weights, state = state_of(self.amp, progress, self.made_by)
             if where := not_finite(state):
-                raise Diverged(
+                words = (
                     f"{where} is not finite after step {step + 1} of {self.length.total_steps}, and no checkpoint of "
                     "it is written; lower --lr, lengthen the warm-up, or try --no_amp"
                 )
+                raise self.log.diverged(Diverged(words, step + 1, [where]))
             if is_best:
                 self._write("best.pt", weights)
             self._write("last.pt", state)

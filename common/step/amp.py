@@ -153,6 +153,13 @@ class Amp:
         """The present loss scale (waits for the device)."""
         return self.scaler.get_scale()
 
+    def scale_of_step(self) -> Tensor | float:
+        """The loss scale of a step that is not done yet: a number or, where it changes, a copy on the device."""
+        scale = self.scaler._scale if self.is_dynamic else None
+        if scale is None:  # the scaler makes it in its first step
+            return self.static_scale or self.scaler._init_scale
+        return scale.clone()
+
     def model_state(self) -> dict[str, Tensor]:
         """The model's state dict with float32 weights, at every opt level: the file loads anywhere."""
         state = self.model.state_dict()
