@@ -54,7 +54,7 @@ class Pictures(LabelledPictures):
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
         return images.float() / 255
 
-    def check(self, decode_images: bool) -> None:
+    def check(self, decode_images: bool, most_bad: int = 0) -> None:
         self.checked.append(decode_images)
 
 
