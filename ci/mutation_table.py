@@ -408,6 +408,13 @@ DATA = [
           "Image.MAX_IMAGE_PIXELS = LARGE_PIXELS // 2", "pass", "test_common_windows.py -k decoded"),
     Fault("DynamicUNet/voc.py", "the mark that begins a text of Windows is part of the first name",
           '"utf-8-sig"', '"utf-8"', "test_dynamicunet_data.py -k a_line_is_a_name"),
+    Fault("DynamicUNet/voc.py", "masks in the colours of VOC are refused",
+          ").in_colours()", ")", "test_dynamicunet_data.py -k colours_of_voc"),
+    Fault("DynamicUNet/voc.py", "pictures of the validation set are trained on with SegmentationClassAug",
+          "_read_list(path).items() if name not in without}", "_read_list(path).items()}",
+          "test_dynamicunet_data.py -k png_files"),
+    Fault("common/data/labels.py", "files of one bit are ids of VOC",
+          "if self.has_one_bit and", "if self.by_colour and", "test_dynamicunet_data.py -k other_kinds"),
     Fault("AttentionUNet/isic.py", "superpixels are pictures",
           " and not path.stem.endswith(SUPERPIXELS_ENDING)", "", "test_attentionunet_data.py -k superpixels"),
 ]  # fmt: skip

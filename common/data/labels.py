@@ -72,13 +72,14 @@ class LabelTable(NamedTuple):
     known: frozenset[int]  # the values that there are
     colours: Mapping[int, Colour] = {}  # noqa: RUF012  published ones, by value; palettes are compared with them
     by_colour: Mapping[Colour, int] = {}  # noqa: RUF012  train ids, where files of colours are labels too
+    has_one_bit: bool = False  # whether files of one bit hold ids; else they may be masks
 
     def read(self, path: Path, exif: str | None = None) -> Label:
         """Train ids [H, W]. Raises InputError that names the file, and values that are not among the known ones."""
         stored = read_stored(path, exif)
         if self.by_colour and stored.mode in ("RGB", "RGBA"):
             return Label(self._of_colours(path, stored.values))
-        if self.by_colour and stored.mode == "1":
+        if self.has_one_bit and stored.mode == "1":
             stored = stored._replace(values=stored.values.astype(np.uint8), mode="L")
         if stored.mode not in ("L", "P"):
             raise InputError(
@@ -125,8 +126,8 @@ class LabelTable(NamedTuple):
         unknown = [colour for colour in shown if colour not in self.by_colour]
         if unknown:
             raise InputError(
-                f"{path} holds {len(unknown)} colours of no class, {unknown[0]} for one; give the class its colour, or "
-                "save masks without smoothed edges"
+                f"{path} holds {len(unknown)} colours of no class, {unknown[0]} for one; draw with the colours of the "
+                "classes alone, without smoothed edges, or give files of ids"
             )
         return np.array([self.by_colour[colour] for colour in shown], np.uint8)[places.reshape(packed.shape)]
 
