@@ -5,7 +5,7 @@ The classes, the file pairs of a split, and what can be wrong with them.
 SBD is the Semantic Boundaries Dataset of Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ CLASS_NAMES = (
 NUM_CLASSES = len(CLASS_NAMES)
 KNOWN_IDS = frozenset((*range(NUM_CLASSES), IGNORE_INDEX))  # of a mask; 255 is the border around objects
 SBD = Path("VOCaug", "dataset")  # below the VOCdevkit folder
+# The masks of VOC and SBD as PNG files of ids, which are passed on in a folder of this name, and their list.
+AUGMENTED, AUGMENTED_LISTS = "SegmentationClassAug", ("train_aug.txt", "trainaug.txt")
 BORDER_COLOUR = (224, 224, 192)
 
 
@@ -35,9 +37,9 @@ def class_color(class_id: int) -> tuple[int, int, int]:
 
 
 PALETTE = tuple(class_color(class_id) for class_id in range(NUM_CLASSES))
-MASKS = LabelTable(  # which hold class ids already
+MASKS = LabelTable(  # which hold class ids already, or their colours
     np.arange(256, dtype=np.uint8), KNOWN_IDS, dict(enumerate(PALETTE)) | {IGNORE_INDEX: BORDER_COLOUR}
-)
+).in_colours()
 
 
 class Pair(NamedTuple):
@@ -51,21 +53,32 @@ def find_pairs(root: str | Path, split: str, dataset: str = "pascal_voc") -> lis
     """The pictures of `split` with their masks, sorted by name: the order in which indices count.
 
     root: the VOCdevkit folder. dataset "pascal_aug": the split train is that of VOC and all of SBD, without VOC's val:
-    10,582 pictures, of which those of VOC keep their finer masks; val is VOC's.
+    10,582 pictures, of which those of VOC keep their finer masks; val is VOC's. SBD is its own download or, where that
+    is not there, the masks of `AUGMENTED`; these are also taken where VOC's own folder of masks is missing.
     Raises InputError when a folder, a list or files of it are missing (with their count and the first names).
     """
     root = Path(root)
     voc = _voc_folder(root)
     lists = voc / "ImageSets" / "Segmentation"
     listed = _read_list(lists / f"{split}.txt")
-    pairs = _pairs_of(listed, voc / "JPEGImages", voc / "SegmentationClass", ".png")
+    masks = next(folder for folder in (voc / "SegmentationClass", voc / AUGMENTED) if folder.is_dir())
+    pairs = _pairs_of(listed, voc / "JPEGImages", masks, ".png")
     if dataset == "pascal_aug" and split == "train":
-        sbd = _sbd_folder(root)
-        without = _read_list(lists / "val.txt").keys() | listed.keys()
-        more = {**_read_list(sbd / "val.txt"), **_read_list(sbd / "train.txt")}
-        more = {name: line for name, line in more.items() if name not in without}
-        pairs |= _pairs_of(more, sbd / "img", sbd / "cls", ".mat")
+        pairs |= _pairs_of_sbd(root, voc, _read_list(lists / "val.txt").keys() | listed.keys())
     return [pairs[name] for name in sorted(pairs)]
+
+
+def _pairs_of_sbd(root: Path, voc: Path, without: Set[str]) -> dict[str, Pair]:
+    """Those of SBD: its own download or, without that, what `AUGMENTED` and its list hold more than VOC's lists."""
+    if (root / SBD).is_dir() or not (voc / AUGMENTED).is_dir():
+        sbd = _sbd_folder(root)
+        folders, suffix, lists = (sbd / "img", sbd / "cls"), ".mat", [sbd / "val.txt", sbd / "train.txt"]
+    else:
+        folders, suffix = (voc / "JPEGImages", voc / AUGMENTED), ".png"
+        known = [voc / "ImageSets" / "Segmentation" / name for name in AUGMENTED_LISTS]
+        lists = [next((path for path in known if path.is_file()), known[0])]
+    listed = {name: line for path in lists for name, line in _read_list(path).items() if name not in without}
+    return _pairs_of(listed, *folders, suffix)
 
 
 class SbdFiles:
@@ -128,7 +141,7 @@ def _voc_folder(root: Path) -> Path:
         hint = f"; try --data_path={inside}" if inside else ""
         raise InputError(f"no VOC2012/ in {root} (it holds {_entries(root)}); {needed}{hint}")
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        if not (voc / part).is_dir():
+        if not (voc / part).is_dir() and not (part == "SegmentationClass" and (voc / AUGMENTED).is_dir()):
             raise InputError(
                 f"no {part}/ in {voc} (it holds {_entries(voc)}); unpack VOCtrainval_11-May-2012.tar whole"
             )
@@ -137,7 +150,9 @@ def _voc_folder(root: Path) -> Path:
 
 def _sbd_folder(root: Path) -> Path:
     sbd = root / SBD
-    needed = f"--dataset pascal_aug needs img/, cls/, train.txt and val.txt of SBD in {sbd}, and looks nowhere else"
+    needed = (
+        f"--dataset pascal_aug needs img/, cls/, train.txt and val.txt of SBD in {sbd}, or {AUGMENTED}/ in VOC2012/"
+    )
     if not sbd.is_dir():
         raise InputError(f"no folder {sbd}; {needed}: unpack benchmark.tgz and move benchmark_RELEASE/dataset there")
     for part in ("img", "cls"):

@@ -52,6 +52,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
             "turn pictures as EXIF says, or ignore it: whichever labels fit; without this such pictures are refused",
         ),
         "check_data": (bool, "open every label file before training and refuse values outside the label table"),
+        "skip_bad": (
+            count,
+            "training samples that cannot be read and are replaced by others: so many, which are listed at the end",
+        ),
         "workers": (workers, "processes that read data, for each device; 'auto' shares the cores out"),
         "cache": (path, "folder for decoded pictures, filled in the first epoch: later ones decode nothing"),
         "cache_share": (float, "share of the pictures that the cache keeps, for disks with room for a part"),
@@ -185,6 +189,7 @@ RUN: dict[str, object] = {
     "cache": "",
     "cache_share": 1.0,
     "exif": None,  # such pictures are refused
+    "skip_bad": 0,
     "load_from": "",
     "new_head": False,
     "clip_norm": 0.0,
@@ -304,6 +309,6 @@ CHANGES = {
 SAME_RUN = OF_ONE_PROCESS | {
     "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
     "new_head", "eval_split", "max_minutes", "seeds", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
-    "resume_anyway", "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs",
+    "resume_anyway", "skip_bad", "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs",
     "log_every_steps", "prof", "prof_test", "prof_steps",
 }  # fmt: skip

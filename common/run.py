@@ -13,15 +13,15 @@ from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.data.crops import check_datasets
-from common.data.loading import batches, worker_count
-from common.data.order import Length, StepRange, images_of_one_device, steps_in_epoch
+from common.data.loading import Feed, worker_count
+from common.data.order import Length, StepRange, images_of_one_device
 from common.data.pictures import Datasets, LabelledPictures
+from common.data.skipping import Skips
 from common.device.agreement import Agreement
 from common.device.launch import is_checked
 from common.device.placement import data_parallel, place, share_state
@@ -53,13 +53,6 @@ EXAMPLES = 3  # pictures kept of every evaluation
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
 
 
-class Feed(NamedTuple):
-    """Where the batches of a training come from: its data set, unless somebody measures what the training does."""
-
-    batches: Callable = batches
-    steps_in_epoch: Callable = steps_in_epoch
-
-
 class Run:
     """A run of a folder's train.py, from its flags.
 
@@ -86,6 +79,7 @@ class Run:
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
         self.criterion: Criterion | None = None  # of --loss; None: the recipe's own loss
         self.progress, self.resumed, self.saver, self.result = Progress(0, None, 0), None, None, None
+        self.skips = Skips(args.skip_bad)
         self.notes: list[str] = []  # lines about how the run begins
         self._step: int | None = None  # 0-based, the present one
         seed_everything(args.seed)
@@ -208,12 +202,14 @@ class Run:
         self.saver = Saver(args, self.amp, self.log, self.length, self.made_by if self.world.is_main else {})
         if self.continues:
             self.saver.continues(self.resumed.path, first_step)
+        self.skips.begin(train_set, self.world, self.log.say, args.output_dir, self.continues)
         if self.progress.unscored:
             self._step = first_step - 1
             self.evaluate(self.datasets.val)
         todo = StepRange(self.device_batch_size, args.seed, first_step, self.length.total_steps)
         self.log.recent.watch(self.network, self.amp, samples_of(train_set, todo, self.world))
-        stream = profiled(self.feed.batches(train_set, todo, self.world, self.workers), args, self.world)
+        read = partial(self.feed.batches, skips=self.skips) if args.skip_bad else self.feed.batches
+        stream = profiled(read(train_set, todo, self.world, self.workers), args, self.world)
         for step, images, target in self.log.steps(shown_first(stream, train_set, self.log)):
             self._step = step
             yield step, images, target
@@ -272,6 +268,7 @@ class Run:
     def evaluate(self, val_set: LabelledPictures | None) -> None:
         """Score the network on the validation set, if there is one, and write a checkpoint."""
         self.log.flush(self.amp.optimizer, self.amp)  # stops the run if a loss was not finite
+        self.skips.share()
         is_best = False
         if val_set is not None:
             is_best = self.log.eval(self._scored(self.model, val_set))
@@ -296,7 +293,7 @@ class Run:
         if self.result:
             return self.result
         try:
-            return self.log.finish(more_scores)
+            return self.log.finish(more_scores, self.skips.share())
         finally:
             self.saver.check_saved()
 

@@ -9,13 +9,13 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from common.data.loading import worker_count
+from common.data.loading import Feed, worker_count
 from common.data.pictures import Datasets
 from common.device.exits import exit_codes, lasting_output, leave
 from common.device.launch import (
     in_torchrun,
     is_checked,
-    leave_group,
+    leave_done,
     local_devices,
     process_count,
     run_torchrun,
@@ -28,7 +28,7 @@ from common.device.stopping import Stop
 from common.device.watching import watch
 from common.device.world import World, find_device_type
 from common.record.folder import RUN_MARK
-from common.run import Build, Feed, Run
+from common.run import Build, Run
 from common.seeds import run_seeds
 
 Main = Callable[[Namespace, Run, Datasets, nn.Module], dict]
@@ -64,8 +64,7 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
             stop.begin()
             run.join()
             watch(run.world, args.dist_timeout)
-            main(args, run, *built)
-            leave_group()
+            leave_done(main(args, run, *built))
 
 
 def _check_machine(args: Namespace, run: Run) -> None:

@@ -57,7 +57,7 @@ class Pictures(LabelledPictures):
     def name_of(self, index: int) -> str:
         return f"noise {index}"
 
-    def check(self, decode_images: bool) -> None:
+    def check(self, decode_images: bool, most_bad: int = 0) -> None:
         self.checked.append(decode_images)
 
 

@@ -12,13 +12,14 @@ from ci.tests.operators import Operators
 from ci.tests.runs import last_checkpoint, metric_rows
 from ci.tests.small_folder import Network, Pictures, arguments, build, from_reference, main
 from common import run as run_module
+from common.data.loading import Feed
 from common.data.pictures import Datasets
 from common.device.launch import CHECKED
 from common.device.world import World
 from common.errors import InputError
 from common.nets.backbone import ResNet
 from common.record.saving import Saver
-from common.run import Feed, Run
+from common.run import Run
 from common.start import carry_out
 from common.step.norm import CpuSyncBatchNorm
 

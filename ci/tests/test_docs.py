@@ -21,7 +21,7 @@ import common.scores.predict
 from ci.tests.folders import FOLDERS, ROOT, module
 from common.args import format_setting, parse_args
 from common.flags import FLAGS
-from common.tools import benchmark, cache
+from common.tools import benchmark, cache, check
 from common.tools.complexity import complexity_of
 
 LANGUAGES = ("README.md", "README.zh.md")
@@ -345,7 +345,9 @@ def test_flags_in_the_text_exist(path):
     train = {name for folder in folders for name in train_flags(folder)}
     known = train | {name for folder in folders for name in vars(parse_of_script((folder, "predict.py"), PREDICT))}
     known |= {name for folder in folders for name in vars(parse_of_script((folder, "export.py"), PREDICT[::2]))}
-    known |= set(vars(benchmark.parse(["data", "--model", "ICNet"])[1])) if folders is FOLDERS else set()
+    if folders is FOLDERS:
+        known |= set(vars(benchmark.parse(["data", "--model", "ICNet"])[1]))
+        known |= set(vars(check.parse(["--model", "ICNet"])[0]))
     document = Document(path)
     blocks = [fence.content for fence in document.fences if fence.language in SHELLS]
     comments = [line.partition("#")[2] for block in blocks for line in block.splitlines()]

@@ -213,11 +213,38 @@ def test_pascal_aug_is_voc_and_sbd_without_the_validation_pictures(augmented):
 def test_pascal_aug_needs_sbd_for_training_alone(devkit):
     root = devkit()
     assert len(datasets(root, dataset="pascal_aug", evaluate=True).val) == 1
-    with pytest.raises(InputError, match=r"no folder .*VOCaug/dataset.*img/, cls/, train.txt.*looks nowhere else"):
+    with pytest.raises(
+        InputError, match=r"no folder .*VOCaug/dataset.*img/, cls/, train.txt.*or SegmentationClassAug/ in VOC2012/"
+    ):
         find_pairs(root, "train", "pascal_aug")
     (root / "VOCaug" / "dataset" / "img").mkdir(parents=True)
     with pytest.raises(InputError, match=r"no cls/ in .*it holds img"):
         find_pairs(root, "train", "pascal_aug")
+
+
+def test_masks_in_the_colours_of_voc_are_its_classes(devkit):
+    pair = find_pairs(devkit(), "train")[0]
+    ids = np.asarray(read_mask(pair.label))
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:21], colours[255] = PALETTE, (224, 224, 192)
+    Image.fromarray(colours[ids]).save(pair.label)
+    assert (read_mask(pair.label) == ids).all() and set(np.unique(ids)) == {*range(21), 255}
+
+
+def test_sbd_as_png_files_is_taken_where_the_others_are_not(augmented):
+    voc = augmented / "VOC2012"
+    expected = [pair.image.stem for pair in find_pairs(augmented, "train", "pascal_aug")]
+    for name in "abcdefg":
+        save_mask(voc / "SegmentationClassAug" / f"{name}.png", np.full((8, 12), 3, np.uint8), palette=False)
+        save_picture(voc / "JPEGImages" / f"{name}.jpg", np.random.default_rng(1), (8, 12))
+    write_list(voc / "ImageSets" / "Segmentation" / "train_aug.txt", list("abcefg"))
+    assert find_pairs(augmented, "train", "pascal_aug")[2].label.suffix == ".mat"
+    (augmented / "VOCaug").rename(augmented / "away")
+    pairs = find_pairs(augmented, "train", "pascal_aug")
+    assert [pair.image.stem for pair in pairs] == expected
+    assert [int(read_mask(pair.label)[0, 0]) for pair in pairs] == [1, 1, 3, 3, 3]  # the finer masks of VOC stay
+    (voc / "SegmentationClass").rename(augmented / "gone")
+    assert [int(read_mask(pair.label)[0, 0]) for pair in find_pairs(augmented, "val")] == [3, 3]
 
 
 def test_the_embedded_sample_and_what_it_is_made_of(tmp_path):
@@ -286,7 +313,10 @@ def test_masks_of_other_kinds_are_refused_by_name(devkit, tmp_path):
     save_mask(pair.label, ids, palette=False)  # grey values that are ids
     assert np.array_equal(np.asarray(read_mask(pair.label)), ids)
     Image.fromarray(ids).convert("RGB").save(pair.label)
-    with pytest.raises(InputError, match=f"{pair.label} is a RGB image"):
+    with pytest.raises(InputError, match=rf"{pair.label} holds \d+ colours of no class, \(\d+, \d+, \d+\) for one"):
+        check_pairs([pair])
+    Image.fromarray(ids > 0).save(pair.label)  # of one bit: a mask, or ids
+    with pytest.raises(InputError, match=f"{pair.label} is a 1 image"):
         check_pairs([pair])
     ids[3, 4] = 21
     save_mask(pair.label, ids)

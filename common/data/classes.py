@@ -62,7 +62,7 @@ class Classes(NamedTuple):
             colours |= dict.fromkeys(one.ids, one.colour)
         by_colour = {one.colour: train_id for train_id, one in enumerate(self.classes)}
         by_colour |= dict.fromkeys(self.ignore_colours, IGNORE_INDEX)
-        return LabelTable(train_ids, frozenset(colours) | frozenset(self.ignore_ids), colours, by_colour)
+        return LabelTable(train_ids, frozenset(colours) | frozenset(self.ignore_ids), colours, by_colour, True)
 
 
 def distinct_colour(class_id: int) -> Colour:

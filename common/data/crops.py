@@ -167,6 +167,7 @@ def check_datasets(args: Namespace, datasets: Datasets) -> None:
         print(note, flush=True)
     if args.check_data:
         if train_set:
-            train_set.check(decode_images=False)  # training reports a picture when it comes to it
+            # training reports a picture when it comes to it
+            train_set.check(decode_images=False, most_bad=args.skip_bad)
         for scored_set in filter(None, scored_sets):
             scored_set.check(decode_images=True)

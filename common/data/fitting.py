@@ -11,6 +11,7 @@ from common.data.decode import picture_size
 from common.device.cuda import bytes_of_a_card
 from common.device.launch import process_count
 from common.device.world import find_device_type
+from common.errors import InputError
 
 LARGEST_CROP, SMALLEST_CROP = 768, 64  # pixels of a side
 LARGEST_SQUARE = 512  # of networks that resize whole pictures
@@ -67,9 +68,16 @@ def _shown(value: object) -> str:
 
 
 def _short_side(pairs: Sequence[tuple[Path, Path]]) -> int:
-    """The median of the shorter sides."""
-    measured = pairs[:: max(1, len(pairs) // MEASURED_PICTURES)]
-    return int(np.median([min(picture_size(image, "turn")) for image, _ in measured]))
+    """The median of the shorter sides. Raises InputError where no picture can be read."""
+    sides, error = [], None
+    for image, _ in pairs[:: max(1, len(pairs) // MEASURED_PICTURES)]:
+        try:
+            sides.append(min(picture_size(image, "turn")))
+        except InputError as unreadable:  # is refused, or left out, by whoever reads the data
+            error = unreadable
+    if not sides:
+        raise error
+    return int(np.median(sides))
 
 
 def _batch(device: str, pixels: int) -> int:

@@ -55,7 +55,7 @@ class LabelKind(Protocol):
         """Whether the rules that caches of version 1 were made by give the same values; looks at the header alone."""
 
 
-class _Stored(NamedTuple):
+class Stored(NamedTuple):
     """What is stored in a label file, before anybody says what it means."""
 
     values: np.ndarray  # [H, W], or [H, W, channels]
@@ -72,13 +72,14 @@ class LabelTable(NamedTuple):
     known: frozenset[int]  # the values that there are
     colours: Mapping[int, Colour] = {}  # noqa: RUF012  published ones, by value; palettes are compared with them
     by_colour: Mapping[Colour, int] = {}  # noqa: RUF012  train ids, where files of colours are labels too
+    has_one_bit: bool = False  # whether files of one bit hold ids; else they may be masks
 
     def read(self, path: Path, exif: str | None = None) -> Label:
         """Train ids [H, W]. Raises InputError that names the file, and values that are not among the known ones."""
-        stored = _read_stored(path, exif)
+        stored = read_stored(path, exif)
         if self.by_colour and stored.mode in ("RGB", "RGBA"):
             return Label(self._of_colours(path, stored.values))
-        if self.by_colour and stored.mode == "1":
+        if self.has_one_bit and stored.mode == "1":
             stored = stored._replace(values=stored.values.astype(np.uint8), mode="L")
         if stored.mode not in ("L", "P"):
             raise InputError(
@@ -108,6 +109,13 @@ class LabelTable(NamedTuple):
                 return False
             return image.mode == "L" or (image.mode == "P" and self._is_published(_palette(image)))
 
+    def in_colours(self) -> "LabelTable":
+        """The same for files of the published colours too; a colour of two classes, or of one and none, is not read."""
+        train_ids: dict[Colour, set[int]] = {}
+        for value, colour in self.colours.items():
+            train_ids.setdefault(colour, set()).add(int(self.train_ids[value]))
+        return self._replace(by_colour={colour: min(ids) for colour, ids in train_ids.items() if len(ids) == 1})
+
     def _of_colours(self, path: Path, pixels: np.ndarray) -> np.ndarray:
         """Train ids [H, W] of pixels [H, W, 3 or 4]. Raises InputError for a colour that is no class's."""
         if pixels.shape[2] == 4 and pixels[..., 3].min(initial=255) < 255:
@@ -118,8 +126,8 @@ class LabelTable(NamedTuple):
         unknown = [colour for colour in shown if colour not in self.by_colour]
         if unknown:
             raise InputError(
-                f"{path} holds {len(unknown)} colours of no class, {unknown[0]} for one; give the class its colour, or "
-                "save masks without smoothed edges"
+                f"{path} holds {len(unknown)} colours of no class, {unknown[0]} for one; draw with the colours of the "
+                "classes alone, without smoothed edges, or give files of ids"
             )
         return np.array([self.by_colour[colour] for colour in shown], np.uint8)[places.reshape(packed.shape)]
 
@@ -165,7 +173,7 @@ class MaskFiles:
 
     def read(self, path: Path, exif: str | None = None) -> Label:
         """The mask [H, W] uint8, 0 to 255. Raises InputError, naming the file, for what is no mask of 0 and 255."""
-        stored = _read_stored(path, exif)
+        stored = read_stored(path, exif)
         if stored.mode not in MASK_MODES:
             raise InputError(
                 f"{path} is an image of mode {stored.mode}; masks are 8-bit files of 0 and 255: give those"
@@ -189,7 +197,7 @@ def shown_values(path: Path) -> tuple[set[int], set[Colour]]:
 
     Raises InputError, naming the file, for what is no label file of 8 bits.
     """
-    stored = _read_stored(path, None)
+    stored = read_stored(path, None)
     if stored.mode in ("1", "L", "P"):
         return set(np.unique(stored.values.astype(np.uint8)).tolist()), set()
     if stored.mode not in ("RGB", "RGBA"):
@@ -225,7 +233,7 @@ def _indices_taken(path: Path) -> str:
     return f"the palette of {path} has none of the published colours: its indices are taken for the ids"
 
 
-def _grey_of(stored: _Stored, path: Path) -> np.ndarray:
+def _grey_of(stored: Stored, path: Path) -> np.ndarray:
     """[H, W] uint8 of a mask in any of MASK_MODES. Raises InputError where colours or transparency say it."""
     if stored.mode == "1":
         return stored.values.astype(np.uint8) * 255
@@ -245,15 +253,15 @@ def _looked_up(values: np.ndarray, train_ids: Mapping[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(values).point([train_ids.get(value, _UNKNOWN) for value in range(256)]))
 
 
-def _read_stored(path: Path, exif: str | None) -> _Stored:
+def read_stored(path: Path, exif: str | None) -> Stored:
     data = read_file(path, "label file")
     with decoding(path, "label file"):
         png = check_whole(data)
         grey = decode_plain_png(data, png, GREY)
-        return _stored(data, png, path, exif) if grey is None else _Stored(grey, "L")
+        return _stored(data, png, path, exif) if grey is None else Stored(grey, "L")
 
 
-def _stored(data: bytes, png: Png | None, path: Path, exif: str | None) -> _Stored:
+def _stored(data: bytes, png: Png | None, path: Path, exif: str | None) -> Stored:
     with Image.open(io.BytesIO(data)) as image:
         if image.format not in LOSSLESS or tiff_tag(image, COMPRESSION, 1) in LOSSY_COMPRESSIONS:
             raise Unfit(
@@ -275,7 +283,7 @@ def _stored(data: bytes, png: Png | None, path: Path, exif: str | None) -> _Stor
         values = np.array(turned)
         if image.mode == "L" and bits < 8:
             values //= 255 // ((1 << bits) - 1)  # Pillow has stretched them over 0 to 255
-        return _Stored(values, image.mode, palette, bits, turned)
+        return Stored(values, image.mode, palette, bits, turned)
 
 
 def _palette(image: Image.Image) -> tuple[Colour, ...]:

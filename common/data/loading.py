@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from common.data.order import StepRange, StepSampler
+from common.data.order import StepRange, StepSampler, steps_in_epoch
+from common.data.skipping import Bad, Skips, candidates
 from common.device.cores import cpu_cores
 from common.device.stopping import stay_out_of_it
 from common.device.world import World, seed_step
@@ -37,17 +39,29 @@ def worker_count(workers: int | str, world: World) -> int:
     return max(1, min(16, cores // 2 if world.device.type == "cpu" else cores - 1))
 
 
-def batches(dataset: Dataset, steps: StepRange, world: World, workers: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def batches(
+    dataset: Dataset, steps: StepRange, world: World, workers: int, skips: Skips | None = None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(step, images [B, 3, H, W] float32, target [B, H, W]) on the device, for every step that is left.
 
     Targets are int64, or floating where the data set gives such. Before each step everything random on the device is
     seeded by (seed, rank, step). One set of workers serves the whole run, and the next batch is on its way while the
-    present one is used. Raises InputError, naming the file, for a sample that cannot be read.
+    present one is used. Raises InputError, naming the file, for a sample that cannot be read, unless `skips` allows for
+    it: then another one takes its place.
     """
-    loader = _loader(dataset, StepSampler(len(dataset), steps, world), world, workers, default_collate)
-    for step, (images, target) in enumerate(_on_device(map(_unpack, loader), dataset, world), start=steps.first_step):
+    keys = StepSampler(len(dataset), steps, world)
+    loader = _loader(_Reporting(dataset, skips.most if skips else 0), keys, world, workers, default_collate)
+    loaded = (_unpack(batch, skips) for batch in loader)
+    for step, (images, target) in enumerate(_on_device(loaded, dataset, world), start=steps.first_step):
         seed_step(steps.seed, world, step)
         yield step, images, target
+
+
+class Feed(NamedTuple):
+    """Where the batches of a training come from: its data set, unless somebody measures what the training does."""
+
+    batches: Callable = batches
+    steps_in_epoch: Callable = steps_in_epoch
 
 
 def eval_batches(dataset: Dataset, batch_size: int, world: World, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,7 +72,7 @@ def eval_batches(dataset: Dataset, batch_size: int, world: World, workers: int) 
     """
     share = range(world.rank, len(dataset), world.size)
     keys = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
-    loader = _loader(dataset, keys, world, workers, _collate_by_size)
+    loader = _loader(_Reporting(dataset), keys, world, workers, _collate_by_size)
     yield from _on_device((batch for groups in map(_unpack, loader) for batch in groups), dataset, world)
 
 
@@ -103,24 +117,33 @@ def _stream_beside(device: torch.device) -> torch.Stream:
 
 
 class _Reporting(Dataset):
-    """Hands an InputError of the data set on as an item, so that it reaches the user from a worker as one line."""
+    """Hands an InputError of the data set on as an item, so that it reaches the user from a worker as one line.
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    most_bad: samples that may be passed over until there is one that can be read.
+    """
 
-    def __getitem__(self, key):
-        try:
-            return self.dataset[key]
-        except InputError as error:
-            return error
+    def __init__(self, dataset: Dataset, most_bad: int = 0):
+        self.dataset, self.most_bad = dataset, most_bad
+
+    def __getitem__(self, key) -> tuple[object, list[Bad]]:
+        """(the item, or the error of the last that was tried; the samples that were passed over for it)."""
+        bad: list[Bad] = []
+        for candidate in candidates(key, len(self), self.most_bad):
+            try:
+                return self.dataset[candidate], bad
+            except InputError as error:
+                last = error
+                if self.most_bad:
+                    bad.append((candidate[1], str(error)))
+        return last, bad
 
     def __len__(self) -> int:
         return len(self.dataset)
 
 
-def _loader(dataset: Dataset, keys: Sequence, world: World, workers: int, collate: Callable) -> DataLoader:
+def _loader(dataset: _Reporting, keys: Sequence, world: World, workers: int, collate: Callable) -> DataLoader:
     return DataLoader(
-        _Reporting(dataset),
+        dataset,
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_Collate(collate),
@@ -130,17 +153,22 @@ def _loader(dataset: Dataset, keys: Sequence, world: World, workers: int, collat
 
 
 class _Collate:
-    """Collate items unless one of them is an error: then the error is the batch."""
+    """(The batch of items, the samples that were passed over); where an item is an error, that is the batch."""
 
     def __init__(self, collate):
         self.collate = collate
 
-    def __call__(self, items: list):
+    def __call__(self, reported: list) -> tuple[object, list[Bad]]:
+        items = [item for item, _ in reported]
         errors = [item for item in items if isinstance(item, InputError)]
-        return errors[0] if errors else self.collate(items)
+        return errors[0] if errors else self.collate(items), [one for _, bad in reported for one in bad]
 
 
-def _unpack(batch):
+def _unpack(reported: tuple[object, list[Bad]], skips: Skips | None = None):
+    """The batch. Raises InputError for one that is an error, and for samples that are too many to be passed over."""
+    batch, bad = reported
+    if bad:
+        skips.take(bad)
     if isinstance(batch, InputError):
         raise batch
     return batch

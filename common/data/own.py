@@ -11,11 +11,12 @@ from common.data.cache import cached
 from common.data.classes import CLASSES_FILE, Classes, classes_of_masks, find_classes
 from common.data.crops import WholePictures
 from common.data.fitting import fit
-from common.data.labels import LabelTable, shown_values
+from common.data.labels import Colour, LabelTable, shown_values
 from common.data.own_files import OwnFiles, Pair, find_files
 from common.data.pairs import PairReader
 from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
 from common.device.world import World
+from common.errors import InputError
 from common.scores.metrics import BinaryScores
 
 FOLDER = "folder"  # of --dataset
@@ -27,6 +28,7 @@ class ReaderOf(NamedTuple):
     """All label files of one's own data are read alike; a class, as loader workers take it along."""
 
     table: LabelTable
+    classes: Classes
 
     def __call__(self, path: Path) -> LabelTable:
         return self.table
@@ -53,9 +55,20 @@ def find_own(root: str | Path) -> OwnData:
 
 
 def _scanned(pairs: Sequence[Pair], root: str | Path) -> Classes:
+    """The classes that the masks show; one that cannot be read is refused, or left out, by whoever reads the data."""
+
+    def look(pair: Pair) -> tuple[set[int], set[Colour]] | InputError:
+        try:
+            return shown_values(pair.mask)
+        except InputError as error:
+            return error
+
     with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
-        seen = list(pool.map(lambda pair: shown_values(pair.mask), pairs))
-    values, colours = (set().union(*parts) for parts in zip(*seen, strict=True))
+        seen = list(pool.map(look, pairs))
+    readable = [found for found in seen if not isinstance(found, InputError)]
+    if not readable:
+        raise seen[0]
+    values, colours = (set().union(*parts) for parts in zip(*readable, strict=True))
     return classes_of_masks(values, colours, f"{root}, which has no {CLASSES_FILE},")
 
 
@@ -78,7 +91,7 @@ def own_sources(args: Namespace, info_of: Callable[[Classes], DatasetInfo] = own
         note += (
             "; from scratch: fewer pictures do with --load_from FILE --new_head, or with ImageNet's --pretrained FILE"
         )
-    read = PairReader(ReaderOf(data.classes.table()), args.exif)
+    read = PairReader(ReaderOf(data.classes.table(), data.classes), args.exif)
     read, info = cached(args, read, f"{FOLDER} {data.classes!r}"), info_of(data.classes)
     # said once, by the set that is there
     return (

@@ -179,8 +179,7 @@ def _read_list(path: Path, by_name: dict[str, Pair]) -> list[Pair]:
         raise InputError(f"cannot read {path} ({error}); it should name a picture in each line") from error
     found = {}
     for number, line in enumerate(lines, start=1):
-        name = Path(line.strip()).name
-        name = name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
+        name = name_in_list(line)
         if not name:
             continue
         if name not in by_name:
@@ -191,6 +190,12 @@ def _read_list(path: Path, by_name: dict[str, Pair]) -> list[Pair]:
     if not found:
         raise InputError(f"{path} is empty; it should name a picture in each line")
     return [found[name] for name in sorted(found)]
+
+
+def name_in_list(line: str) -> str:
+    """The name of a picture that a line of a list gives, which may be a path or have a suffix; '' in an empty line."""
+    name = Path(line.strip()).name
+    return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
 
 
 def _drawn(pairs: list[Pair], root: Path) -> OwnFiles:

@@ -84,20 +84,21 @@ class PairReader(NamedTuple):
             return False
 
 
-def check_pairs(pairs: Sequence[Sequence[Path]], read: PairReader, decode_images: bool = False) -> None:
+def check_pairs(
+    pairs: Sequence[Sequence[Path]], read: PairReader, decode_images: bool = False, most_bad: int = 0
+) -> None:
     """Open every label file once and refuse what training could not use, before anything is trained.
 
     Raises InputError, naming the file: see `PairReader.check`; also where all labels hold class 0 and ignored pixels
     alone, of which nothing but an IoU of 0 can be learned. What was read otherwise than its owner may think is said
     in one line. decode_images: also decode the pictures; a damaged one of the training pictures whose end is whole is
     reported when training comes to it, but validation would come to it after an epoch of training only.
+    most_bad: pairs that training may replace by others; they are no errors, and said in one line.
     """
-    with ThreadPoolExecutor(max_workers=min(CHECKING_THREADS, os.cpu_count() or 1)) as pool:
-        try:
-            checked = list(pool.map(lambda pair: read.check(pair, decode_images), pairs))
-        except InputError:
-            pool.shutdown(cancel_futures=True)
-            raise
+    checked, bad = _checked(pairs, lambda pair: read.check(pair, decode_images), most_bad)
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        print(f"note: {bad[0]}{more}; training replaces it, as --skip_bad allows", flush=True)
     if checked and all(label.as_mask for label in checked):
         raise InputError(
             f"all {len(checked)} labels, {pairs[0][1]} for one, hold class 0 and ignored pixels (255) alone, "
@@ -106,3 +107,24 @@ def check_pairs(pairs: Sequence[Sequence[Path]], read: PairReader, decode_images
     if notes := [label.note for label in checked if label.note]:
         more = f" (and so for {len(notes) - 1} other label files)" if len(notes) > 1 else ""
         print(f"note: {notes[0]}{more}", flush=True)
+
+
+def _checked(
+    pairs: Sequence[Sequence[Path]], check: Callable[[Sequence[Path]], Checked], most_bad: int
+) -> tuple[list[Checked], list[InputError]]:
+    """(What is known of the pairs, what is wrong with at most `most_bad` of them). Raises InputError for one more."""
+
+    def look(pair: Sequence[Path]) -> Checked | InputError:
+        try:
+            return check(pair)
+        except InputError as error:
+            return error
+
+    checked, bad = [], []
+    with ThreadPoolExecutor(max_workers=min(CHECKING_THREADS, os.cpu_count() or 1)) as pool:
+        for found in pool.map(look, pairs):
+            (bad if isinstance(found, InputError) else checked).append(found)
+            if len(bad) > most_bad:
+                pool.shutdown(cancel_futures=True)
+                raise bad[-1]
+    return checked, bad

@@ -75,12 +75,15 @@ class LabelledPictures(Dataset):
         """The file of a picture."""
         return str(self.pairs[index][0])
 
-    def check(self, decode_images: bool) -> None:
-        """Open every label; raise InputError, naming the file, for what training or evaluation could not use."""
+    def check(self, decode_images: bool, most_bad: int = 0) -> None:
+        """Open every label; raise InputError, naming the file, for what training or evaluation could not use.
+
+        most_bad: pairs that training may replace by others.
+        """
         if self.note:
             print(f"note: {self.note}", flush=True)
         read = self.read.read if isinstance(self.read, CachedReader) else self.read
-        check_pairs(self.pairs, read, decode_images)
+        check_pairs(self.pairs, read, decode_images, most_bad)
 
     def scored_sizes(self) -> Iterator[tuple[Path, tuple[int, int]]]:
         """(picture, height and width) of those that a network has to take at their own size when it is scored."""

@@ -15,7 +15,7 @@ import common
 from common.device import npu
 from common.device.cores import cpu_cores
 from common.device.exits import leave_at_once
-from common.device.relay import CHECKED, STARTED, Relay
+from common.device.relay import CHECKED, STARTED, Relay, exit_code_of_omissions
 from common.device.stopping import SAVES
 from common.device.world import chosen_devices, device_count, find_device_type, why_this_device
 from common.errors import ExitCode, InputError
@@ -102,12 +102,15 @@ def is_checked() -> bool:
     return in_torchrun() and bool(os.environ.get(CHECKED))
 
 
-def leave_group() -> None:
-    """Take this process, which has done its work, out of the group of processes."""
+def leave_done(result: dict) -> None:
+    """Take this process, whose run has come to this result, out of the group of processes, with its exit code."""
+    code = exit_code_of_omissions() if result.get("skipped_samples") else ExitCode.DONE
     if dist.is_initialized():
         if dist.get_backend() != "gloo":
             dist.destroy_process_group()
-        leave_at_once(ExitCode.DONE)  # with torch 2.6, destroying a group of gloo may wait for ever, or abort
+        leave_at_once(code)  # with torch 2.6, destroying a group of gloo may wait for ever, or abort
+    if code:
+        sys.exit(code)
 
 
 def _check_launcher(args: Namespace) -> None:
@@ -181,6 +184,8 @@ def run_torchrun(args: Namespace) -> None:
             raise KeyboardInterrupt from error
         if relay.has_stopped:
             sys.exit(ExitCode.STOPPED)
+        if relay.has_omitted:
+            sys.exit(ExitCode.OMISSIONS)
 
 
 def _exit_code(failures: dict) -> int:

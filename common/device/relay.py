@@ -20,7 +20,7 @@ from common.errors import ExitCode
 # Set for the processes that `run_torchrun` starts, whose arguments have been checked already: the folder of this file.
 CHECKED = "SEGMENTATION_ZOO_CHECKED"
 STARTED = "SEGMENTATION_ZOO_STARTED"  # when what has started them began
-SIGNALS, STOPPED = "signals", "stopped"
+SIGNALS, STOPPED, OMITTED = "signals", "stopped", "omitted"
 
 
 def started() -> float:
@@ -56,6 +56,11 @@ class Relay:
         """Whether the processes have ended in order."""
         return (self.folder / STOPPED).exists()
 
+    @property
+    def has_omitted(self) -> bool:
+        """Whether the processes have done their work but for what they have listed."""
+        return (self.folder / OMITTED).exists()
+
     def _send(self, number: int) -> None:
         for file in self.folder.glob("process-*"):
             with contextlib.suppress(ProcessLookupError, ValueError):
@@ -81,4 +86,15 @@ def exit_code_of_stop() -> int:
     if not os.environ.get(CHECKED):
         return ExitCode.STOPPED
     Path(os.environ[CHECKED], STOPPED).touch()
+    return ExitCode.DONE
+
+
+def exit_code_of_omissions() -> int:
+    """What a process ends with whose run is done but for what it has listed.
+
+    To a torchrun of the user's own it is a success: another code would have it end the processes that still write.
+    """
+    if not os.environ.get(CHECKED):
+        return ExitCode.DONE if "LOCAL_RANK" in os.environ else ExitCode.OMISSIONS
+    Path(os.environ[CHECKED], OMITTED).touch()
     return ExitCode.DONE

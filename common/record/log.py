@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -267,10 +267,11 @@ class RunLog:
 
     # ---- end
 
-    def finish(self, more_scores: dict[str, float] | None = None) -> dict:
+    def finish(self, more_scores: dict[str, float] | None = None, skipped: Sequence[str] = ()) -> dict:
         """Write result.json and the ModelZoo report, print the closing lines, and return the result.
 
         Final scores are those of an evaluation after the last step, or there are none. more_scores: besides them.
+        skipped: what is wrong with training samples that were replaced.
         """
         mark(END)
         scores = {**(self.scores if self._scored_step == self.step else {}), **(more_scores or {})}
@@ -287,6 +288,9 @@ class RunLog:
             "output_dir": str(self.output_dir),
         }
         result |= determinism.found()
+        if skipped:
+            result |= {"skipped_samples": len(skipped), "skipped": list(skipped)}
+            self.say(f"{len(skipped)} training samples could not be read and were replaced; result.json lists them")
         if self.world.is_main:
             piece = self._piece
             result |= {"git_commit": piece["environment"]["git_commit"], "seed": self.config.get("seed")}

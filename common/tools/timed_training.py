@@ -15,10 +15,10 @@ from torch import Tensor
 
 from common import IGNORE_INDEX
 from common.data.colours import normalize
-from common.data.loading import batches
+from common.data.loading import Feed, batches
 from common.data.order import StepRange
 from common.device.world import World, seed_step, synchronize
-from common.run import Feed, Run
+from common.run import Run
 from common.step.amp import DTYPES
 from common.tools.peak import training_operations
 from common.tools.plain import plain_training
