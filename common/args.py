@@ -17,13 +17,11 @@ from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
-from common.flags import (
-    EITHER_OR,
-    FLAGS,
-    OF_ONE_PROCESS,
-    PATHS,
+from common.flags import EITHER_OR, FLAGS, OF_ONE_PROCESS, PATHS
+from common.values import (
     amount,
     device_list,
+    factors,
     loss_scale,
     path,
     probability,
@@ -164,6 +162,7 @@ def _metavar(kind) -> str:
         str: "TEXT",
         path: "TEXT",
         device_list: "LIST",
+        factors: "LIST",
         amount: "NUMBER",
         share: "NUMBER",
         probability: "NUMBER",

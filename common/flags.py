@@ -4,86 +4,22 @@ A folder accepts the names that its presets have (`common.args`); a new flag of 
 in RUN. Nothing here imports torch.
 """
 
-import argparse
-import os
-from collections.abc import Callable
-
-
-def path(text: str) -> str:
-    """A shell expands ~ in `--flag ~/x` and not in `--flag=~/x`. Only text that names a file or folder has it."""
-    return os.path.expanduser(text)
-
-
-def switch(text: str) -> bool:
-    """'1', 'true', 'yes', 'on' and their opposites, as the original configuration files write them."""
-    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false; use 1 or 0")
-    return known[text.lower()]
-
-
-def _at_least(kind: Callable, low: float, words: str, below: float = float("inf")) -> Callable:
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value < below:
-            raise argparse.ArgumentTypeError(f"'{text}' is not {words}")
-        return value
-
-    return parse
-
-
-_positive = _at_least(int, 1, "a whole number of at least 1")
-_count = _at_least(int, 0, "a whole number of at least 0")
-amount = _at_least(float, 0, "a finite number of at least 0")
-_seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  # what NumPy takes
-_wait = _at_least(float, 1, "a number of seconds of at least 1")
-_port = _at_least(int, 1, "a port from 1 to 65535", below=2**16)
-
-
-def probability(text: str) -> float:
-    value = amount(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
-    return value
-
-
-def share(text: str) -> float:
-    value = amount(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0 and below 1")
-    return value
-
-
-def device_list(text: str) -> list[int]:
-    try:
-        devices = [_count(part) for part in text.replace(" ", "").split(",")]
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of device numbers such as 0,1,2") from None
-    return devices
-
-
-def workers(text: str) -> int | str:
-    return text if text == "auto" else _count(text)
-
-
-def size(text: str) -> tuple[int, int]:
-    """'512x1024' (height x width), or one number for a square."""
-    parts = text.lower().split("x")
-    try:
-        height, width = (_positive(part) for part in (parts * 2 if len(parts) == 1 else parts))
-    except (argparse.ArgumentTypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a number nor HEIGHTxWIDTH, such as 512x1024") from None
-    return height, width
-
-
-def loss_scale(text: str) -> str:
-    if text not in ("dynamic", "-1"):
-        _at_least(float, 1e-6, "'dynamic', -1 (dynamic) or a number above 0")(text)
-    return text
-
+from common.values import (
+    amount,
+    count,
+    device_list,
+    factors,
+    loss_scale,
+    path,
+    port,
+    positive,
+    probability,
+    seed,
+    share,
+    size,
+    wait,
+    workers,
+)
 
 # topic -> name -> (type or choices, help). `bool` makes a switch with a --no- form.
 FLAGS: dict[str, dict[str, tuple]] = {
@@ -93,7 +29,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
             str,
             "which data set --data_path is: the published one, or 'folder' for pictures and masks of your own",
         ),
-        "base_size": (_positive, "short side to which training images are scaled, times a random factor, in pixels"),
+        "base_size": (positive, "short side to which training images are scaled, times a random factor, in pixels"),
         "crop_size": (size, "height and width of the training crop, in pixels: one number, or HEIGHTxWIDTH"),
         "min_scale": (amount, "smallest random factor of the training scale"),
         "max_scale": (amount, "largest random factor of the training scale"),
@@ -101,7 +37,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
             amount,
             "a training crop is drawn anew while one class covers this share of it or more (1: any crop)",
         ),
-        "image_size": (_positive, "height and width to which every image is resized, in pixels"),
+        "image_size": (positive, "height and width to which every image is resized, in pixels"),
         "augment": (
             bool,
             "the recipe's augmentation; off: pictures at --base_size, cropped anywhere and else as they are",
@@ -123,8 +59,8 @@ FLAGS: dict[str, dict[str, tuple]] = {
     "model": {
         "arch": (str, "the network of this folder"),
         "backbone": (str, "the encoder"),
-        "base_channels": (_positive, "channels of the first level; each level below has twice as many"),
-        "t": (_count, "recurrences of a recurrent block"),
+        "base_channels": (positive, "channels of the first level; each level below has twice as many"),
+        "t": (count, "recurrences of a recurrent block"),
         "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (path, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
         "load_from": (path, "start from the weights of a checkpoint, ours or the reference's"),
@@ -139,17 +75,17 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "avg_non_ignore": (bool, "mean loss over the labelled pixels instead of over all pixels"),
     },
     "schedule": {
-        "epochs": (_positive, "length of the training, in epochs"),
-        "total_steps": (_positive, "length of the training, in optimizer steps (--epochs gives it in epochs)"),
-        "max_steps": (_count, "stop after so many optimizer steps of the schedule (0: at its end)"),
-        "device_batch_size": (_positive, "training images of one device in one step"),
-        "total_batch_size": (_positive, "training images of one step of all devices (for --device_batch_size)"),
-        "eval_batch_size": (_positive, "validation images of one device at a time"),
+        "epochs": (positive, "length of the training, in epochs"),
+        "total_steps": (positive, "length of the training, in optimizer steps (--epochs gives it in epochs)"),
+        "max_steps": (count, "stop after so many optimizer steps of the schedule (0: at its end)"),
+        "device_batch_size": (positive, "training images of one device in one step"),
+        "total_batch_size": (positive, "training images of one step of all devices (for --device_batch_size)"),
+        "eval_batch_size": (positive, "validation images of one device at a time"),
         "schedule": (("cosine_epoch", "poly"), "how the learning rate falls"),
-        "warmup_epochs": (_count, "epochs in which the learning rate rises"),
-        "warmup_steps": (_count, "steps in which the learning rate rises"),
+        "warmup_epochs": (count, "epochs in which the learning rate rises"),
+        "warmup_steps": (count, "steps in which the learning rate rises"),
         "warmup_factor": (probability, "factor of the learning rate at the first of these steps"),
-        "decay_epochs": (_count, "last epochs, in which the learning rate falls in a line"),
+        "decay_epochs": (count, "last epochs, in which the learning rate falls in a line"),
     },
     "optimizer": {
         "lr": (amount, "initial learning rate"),
@@ -183,18 +119,18 @@ FLAGS: dict[str, dict[str, tuple]] = {
     },
     "devices": {
         "device": (("auto", "npu", "cuda", "gpu", "cpu"), "where to run; auto takes an NPU, then CUDA, then the CPU"),
-        "devices": (_positive, "how many devices (processes) on this machine"),
+        "devices": (positive, "how many devices (processes) on this machine"),
         "device_list": (device_list, "which devices, as numbers: 0,1,2,3"),
         "distributed": (int, "1: all devices of the machine, 0: one device"),
-        "nnodes": (_positive, "number of machines"),
-        "node_rank": (_count, "number of this machine, from 0"),
+        "nnodes": (positive, "number of machines"),
+        "node_rank": (count, "number of this machine, from 0"),
         "master_addr": (str, "address of machine 0"),
-        "master_port": (_port, "free port of machine 0"),
+        "master_port": (port, "free port of machine 0"),
         "local_addr": (str, "address of this machine, where the one that torchrun finds by itself is not reachable"),
-        "dist_timeout": (_wait, "seconds after which a run of several processes ends when one does not answer"),
-        "max_restarts": (_count, "how often processes are started anew when one has failed; they continue the run"),
+        "dist_timeout": (wait, "seconds after which a run of several processes ends when one does not answer"),
+        "max_restarts": (count, "how often processes are started anew when one has failed; they continue the run"),
         "local_rank": (int, "given by old launchers, which set LOCAL_RANK too: that is what counts"),
-        "seed": (_seed, "seed of the shuffling, the augmentation and the initial weights"),
+        "seed": (seed, "seed of the shuffling, the augmentation and the initial weights"),
         "deterministic": (bool, "repeatable operators only (slower)"),
         "channels_last": (
             bool,
@@ -207,9 +143,18 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
         "checkpoint": (path, "the weights to score with --evaluate, ours or the reference's"),
         "validate": (bool, "evaluate during training"),
+        "train_split": (("train", "trainval"), "the split to train on; trainval: the pictures of val too"),
         "eval_split": (("valid", "test"), "the split that --evaluate scores"),
-        "eval_every_epochs": (_positive, "epochs between two evaluations and checkpoints"),
-        "eval_every_steps": (_positive, "steps between two evaluations and checkpoints"),
+        "window": (size, "evaluate by overlapping windows of this size, in pixels: one number, or HEIGHTxWIDTH"),
+        "stride": (size, "from one window to the next, in pixels: one number, or DOWNxRIGHT; default: two thirds"),
+        "scales": (factors, "evaluate at several sizes and average the probabilities: factors such as 0.75,1,1.25"),
+        "flip": (bool, "evaluate each picture also mirrored, and average the probabilities"),
+        "submission": (
+            path,
+            "with --evaluate: a folder for the predictions, in the form that the data set's server takes",
+        ),
+        "eval_every_epochs": (positive, "epochs between two evaluations and checkpoints"),
+        "eval_every_steps": (positive, "steps between two evaluations and checkpoints"),
         "eval_each_epoch_from": (amount, "from this share of the training on, evaluate after every epoch"),
     },
     "run": {
@@ -219,15 +164,15 @@ FLAGS: dict[str, dict[str, tuple]] = {
             "continue from a checkpoints/last.pt; 'auto': from the newest one of --output_dir that is whole, if any",
         ),
         "resume_anyway": (bool, "continue also with other data, seed, schedule or optimizer than the checkpoint is of"),
-        "keep": (_positive, "how many of its last checkpoints a run keeps: last.pt, and older ones as last-STEP.pt"),
+        "keep": (positive, "how many of its last checkpoints a run keeps: last.pt, and older ones as last-STEP.pt"),
         "save_every_minutes": (amount, "additional checkpoints, every so many minutes (0: none by the clock)"),
-        "save_every_steps": (_count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
-        "save_every_epochs": (_count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
+        "save_every_steps": (count, "additional checkpoints, every so many steps (0: with the evaluations only)"),
+        "save_every_epochs": (count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
         "max_minutes": (amount, "save and end in order after so many minutes, with exit code 3 (0: never)"),
-        "log_every_steps": (_positive, "steps between two log lines"),
+        "log_every_steps": (positive, "steps between two log lines"),
         "prof": (bool, "after 20 steps, profile --prof_steps steps into output.prof of the output folder, and end"),
         "prof_test": (bool, "the same after 5 steps"),
-        "prof_steps": (_positive, "how many steps --prof and --prof_test profile"),
+        "prof_steps": (positive, "how many steps --prof and --prof_test profile"),
     },
 }
 # What no paper decides: every folder's presets begin with these.
@@ -267,6 +212,11 @@ RUN: dict[str, object] = {
     "evaluate": False,
     "checkpoint": "",
     "validate": True,
+    "window": None,  # whole pictures
+    "stride": None,
+    "scales": [1.0],
+    "flip": False,
+    "submission": "",
     "output_dir": None,
     "resume": "",
     "resume_anyway": False,
@@ -280,7 +230,14 @@ RUN: dict[str, object] = {
     "prof_steps": 1,
 }
 # And those of folders that train on crops.
-CROPS: dict[str, object] = {"augment": True, "flip_vertical": False, "rotate": 0.0}
+CROPS: dict[str, object] = {
+    "augment": True,
+    "flip_vertical": False,
+    "rotate": 0.0,
+    "train_split": "train",
+    "eval_split": "val",
+}
+EVAL_SPLITS = ["val", "train", "test"]  # of these folders; the labels of test are not published
 # The same for spellings that several of the originals have.
 RUN_ALIASES = {
     "data": "data_path",
@@ -309,7 +266,7 @@ EITHER_OR = (
     ("device_batch_size", "total_batch_size"),
 )
 # A path in a preset starts in the model's folder; one on the command line where the user is.
-PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_dir"}
+PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "submission", "output_dir"}
 
 # What may differ between the processes of one run: where they are, and how each of them reads.
 OF_ONE_PROCESS = PATHS | {
@@ -325,12 +282,13 @@ ANOTHER_RUN = {
     "mask_resize", "augment", "flip_vertical", "rotate", "exif", "arch", "backbone", "base_channels", "t",
     "label_resize", "avg_non_ignore", "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
     "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
-    "seed",
+    "seed", "train_split",
 }  # fmt: skip
 # It may have other values of these, and says so.
 CHANGES = {
     "eval_protocol", "sync_bn", "amp", "precision_mode", "opt_level", "amp_dtype", "loss_scale", "hf32",
     "fused_optimizer", "deterministic", "channels_last", "compile", "cuda_graph", "validate",
+    "window", "stride", "scales", "flip",
 }  # fmt: skip
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.
 SAME_RUN = OF_ONE_PROCESS | {

@@ -54,6 +54,9 @@ class Pictures(LabelledPictures):
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
         return images.float() / 255
 
+    def name_of(self, index: int) -> str:
+        return f"noise_{index}"
+
     def check(self, decode_images: bool) -> None:
         self.checked.append(decode_images)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from common.args import Parser, parse_with_network
 from common.errors import ExitCode, Failed, InputError
-from common.flags import size as height_and_width
+from common.values import size as height_and_width
 
 LARGEST_RELATIVE_ERROR = 1e-3  # of the logits, against the largest one
 LEAST_AGREEMENT = 0.999  # share of the pixels whose class is the same

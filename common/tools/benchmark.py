@@ -41,7 +41,6 @@ from common.data.order import StepRange, sample_rng
 from common.device.exits import exit_codes
 from common.device.world import World, find_device_type
 from common.errors import InputError
-from common.flags import path
 from common.record.files import write_json
 from common.scores.evaluate import Evaluation, evaluate
 from common.scores.windows import Segmenter
@@ -51,6 +50,7 @@ from common.tools.complexity import complexity
 from common.tools.plain_data import PlainSample, plain_sample
 from common.tools.timed_training import benchmark_train
 from common.tools.timing import Folder, facts, figure, lines, picture_size, ratio, timed, utilisation
+from common.values import path
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,7 +152,7 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
     check_cache(args.cache, [val_set])
     model = folder.network(world).eval()
     context = partial(autocast, folder.opt_level(world), args.amp_dtype, world)
-    images, _ = next(eval_batches(val_set, args.eval_batch_size, world, 0))
+    images, *_ = next(eval_batches(val_set, args.eval_batch_size, world, 0))
 
     @torch.no_grad()
     def network_alone() -> None:

@@ -19,12 +19,12 @@ import json
 from argparse import Namespace
 
 from common.args import Parser
-from common.flags import path
 from common.tools.doctor_devices import devices, training_step
 from common.tools.doctor_machine import machine, variables
 from common.tools.doctor_packages import ascend, imported, packages
 from common.tools.doctor_processes import processes
 from common.tools.doctor_report import Report, in_ascii, reason
+from common.values import path
 
 ROOT = Path(__file__).resolve().parents[2]
 
