@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from AttentionUNet.isic import CLASS_NAMES, PALETTE, find_pairs, has_split, read_pair
+from AttentionUNet.isic import (
+    CLASS_NAMES,
+    PALETTE,
+    find_pairs,
+    find_pictures,
+    has_split,
+    lesion_mask,
+    read_pair,
+    submission_name,
+)
 from AttentionUNet.metrics import LesionScores
 from AttentionUNet.presets import LAYOUT
 from common import IGNORE_INDEX
@@ -20,8 +29,8 @@ from common.data.colours import Distortion, distort_colours, normalize
 from common.data.labels import THRESHOLD
 from common.data.order import sample_rng
 from common.data.own import FOLDER, own_sources
-from common.data.pairs import PairReader
-from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
+from common.data.pairs import PairReader, PicturesAlone
+from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source, SubmissionForm
 from common.data.transforms import Crop, cut_label, resize_image
 from common.device.world import World
 from common.samples.layout import data_root
@@ -47,7 +56,8 @@ def lesion_scores(info: DatasetInfo, dataset: Sized, world: World) -> LesionScor
 
 # of the 2,594 published pictures, as dataset.py splits them
 COUNTS = {"train": (1815,), "val": (259,), "test": (520,)}
-INFO = DatasetInfo(CLASS_NAMES, PALETTE, 1, MEAN, STD, lesion_scores, COUNTS)
+SUBMISSION = SubmissionForm(submission_name, lesion_mask)
+INFO = DatasetInfo(CLASS_NAMES, PALETTE, 1, MEAN, STD, lesion_scores, COUNTS, SUBMISSION)
 
 
 def build_datasets(args: Namespace) -> Datasets:
@@ -61,11 +71,14 @@ def build_datasets(args: Namespace) -> Datasets:
     root, read = data_root(args.data_path, LAYOUT), read_pair._replace(exif=args.exif)
 
     def scored(split: str) -> EvalSet:
-        return EvalSet(Source(find_pairs(root, split), cached(args, read, LAYOUT), INFO), args.image_size)
+        if split == "test" and not Path(root, f"{split}_GT").is_dir():
+            pictures = [(image, None) for image in find_pictures(root, split)]
+            return EvalSet(Source(pictures, PicturesAlone(args.exif), INFO, "", split), args.image_size)
+        return EvalSet(Source(find_pairs(root, split), cached(args, read, LAYOUT), INFO, "", split), args.image_size)
 
     if args.evaluate:
         return Datasets(None, scored(args.eval_split))
-    source = Source(find_pairs(root, "train"), training_reader(args), INFO)
+    source = Source(find_pairs(root, "train"), training_reader(args), INFO, "", "train")
     train_set = TrainSet(source, args.image_size, args.seed, args.augmentation_prob, args.mask_resize)
     if not args.validate:
         return Datasets(train_set, None)
@@ -113,6 +126,8 @@ class EvalSet(LabelledPictures):
     def __init__(self, source: Source, image_size: int):
         super().__init__(source)
         self.image_size = image_size
+        self.scored_size = (image_size, image_size)
+        self.scored_at = f"each picture resized to {image_size}x{image_size}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """image [S, S, 3] uint8; target [S, S] uint8, 1 on the lesion and else 0; nothing is drawn."""

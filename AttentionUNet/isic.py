@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from common.data.decode import IMAGE_SUFFIXES
 from common.data.labels import MaskFiles
 from common.data.pairs import PairReader
@@ -43,6 +46,25 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
             "dataset.py splits the pictures of ISIC 2018 into these folders"
         )
     return match(root / split, root / f"{split}_GT")
+
+
+def find_pictures(root: str | Path, split: str) -> list[Path]:
+    """The pictures of a split that has no masks, sorted by name. Raises InputError when there are none."""
+    folder = Path(root, split)
+    pictures = sorted(filter(is_picture, folder.iterdir())) if folder.is_dir() else []
+    if not pictures:
+        raise InputError(f"no picture ({', '.join(IMAGE_SUFFIXES)}) in {folder}; put the pictures of the split there")
+    return pictures
+
+
+def submission_name(image: Path, split: str) -> Path:
+    """What the challenge calls the mask of a picture."""
+    return Path(f"{image.stem}{MASK_ENDING}.png")
+
+
+def lesion_mask(class_ids: np.ndarray) -> Image.Image:
+    """[H, W] uint8 of 0 and 1 -> a grey picture of 0 and 255."""
+    return Image.fromarray(class_ids * np.uint8(255))
 
 
 def match(images_dir: Path, masks_dir: Path) -> list[Pair]:

@@ -27,8 +27,8 @@ class LesionScores:
         self.world, self.seen, self.class_names = world, 0, class_names
         self.counts = torch.zeros(images, 4, dtype=torch.int64, device=world.device)
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count the pixels of a batch.
+    def update(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Count the pixels of a batch; [B, 3, 2] int64: of each image beside and on the lesion, right, true, predicted.
 
         prediction: logits [B, 1, H, W] ([B, 2, H, W] for two classes too). target [B, H, W] int64: 1 on the lesion, 0
         beside it, 255 for what does not count. ValueError for other shapes, and for more images than the set has.
@@ -47,6 +47,14 @@ class LesionScores:
             raise ValueError(f"more than the {len(self.counts)} images of the set are counted; count each of them once")
         self.counts[places.start : places.stop : places.step] = rows
         self.seen += len(rows)
+        tp, fp, fn, tn = rows.unbind(1)
+        of_classes = [[tn, tp], [tn + fp, tp + fn], [tn + fn, tp + fp]]
+        return torch.stack([torch.stack(pair, dim=1) for pair in of_classes], dim=1)
+
+    def confusion(self) -> Tensor:
+        """[2, 2] int64 on the CPU: pixels by (true class, predicted class)."""
+        tp, fp, fn, tn = self.counts.sum(0).tolist()
+        return torch.tensor([[tn, fp], [fn, tp]])
 
     def sum_over_ranks(self) -> None:
         """Bring the counts of all processes together: each has filled rows that are 0 in the others."""

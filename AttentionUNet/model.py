@@ -16,7 +16,7 @@ from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.upsampling import UpsampledConv2d
 from common.step.criteria import Criterion
-from common.step.losses import at_least_float32, cross_entropy
+from common.step.losses import at_least_float32, binary_cross_entropy, cross_entropy
 from common.step.norm import trains_on_one_image
 
 # name -> (attention gates on the skip connections, recurrent residual units)
@@ -284,8 +284,4 @@ def training_loss(
         logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
     if logits.shape[1] > 1:
         return {"main": (criterion or cross_entropy)(logits, target, ignore_index)}
-    logits = at_least_float32(logits[:, 0])
-    counts = target != ignore_index
-    truth = torch.where(counts, target, 0).to(logits.dtype)
-    losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return {"main": (losses * counts).sum() / counts.sum().clamp(min=1)}
+    return {"main": binary_cross_entropy(logits[:, 0], target, ignore_index)}

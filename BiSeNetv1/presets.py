@@ -3,12 +3,16 @@
 Sources: the Ascend ModelZoo package BiSeNetV1 (README, configuration, scripts), its built-in variant
 BiseNetV1_for_PyTorch and, where named, mmsegmentation."""
 
-from common.flags import CROPS, RUN, RUN_ALIASES
+from common.flags import CROPS, EVAL_SPLITS, RUN, RUN_ALIASES
 
 NETWORK = "Bisenetv1"  # as the original's report has it
 REPORTED_SCORES = {"Train Accuracy": "miou", "mIoU": "miou"}  # the ModelZoo's common name, and this package's own
 LAYOUT = "cityscapes"
-CHOICES = {"dataset": ["cityscapes", "folder"], "backbone": ["resnet50", "resnet18", "resnet101"]}
+CHOICES = {
+    "eval_split": EVAL_SPLITS,
+    "dataset": ["cityscapes", "folder"],
+    "backbone": ["resnet50", "resnet18", "resnet101"],
+}
 
 # The original's configuration and the defaults of its train.py: plain `python train.py`.
 BASE = {

@@ -1,12 +1,13 @@
 """Every number of DeepLabV3's runs. Sources: the Ascend ModelZoo package DeeplabV3_for_PyTorch (its configurations
 deeplabv3_r50-d8_512x1024_40k_cityscapes*.py and its scripts) and, where named, mmsegmentation."""
 
-from common.flags import CROPS, RUN, RUN_ALIASES
+from common.flags import CROPS, EVAL_SPLITS, RUN, RUN_ALIASES
 
 NETWORK = "DeeplabV3_for_PyTorch"
 REPORTED_SCORES = {"Train Accuracy": "pixel_accuracy", "mIoU": "miou"}  # the original's accuracy is that of pixels
 LAYOUT = "cityscapes"
 CHOICES = {
+    "eval_split": EVAL_SPLITS,
     "dataset": ["cityscapes", "folder"],
     # those with a number name the backbone too, as the file names of the original's configurations do
     "arch": ["deeplabv3", "deeplabv3_r18", "deeplabv3_r50", "deeplabv3_r101"],

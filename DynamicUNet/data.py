@@ -12,14 +12,28 @@ from torch import Tensor
 from common.data.cache import cached
 from common.data.crops import BlurredCrops, WholePictures
 from common.data.own import FOLDER, own_datasets
-from common.data.pictures import DatasetInfo, Datasets, Source
+from common.data.pairs import PicturesAlone
+from common.data.pictures import DatasetInfo, Datasets, Source, SubmissionForm
 from common.data.transforms import Cropping
 from common.samples.layout import data_root
 from DynamicUNet.presets import LAYOUT
-from DynamicUNet.voc import CLASS_NAMES, PALETTE, find_pairs, read_pair
+from DynamicUNet.voc import (
+    CLASS_NAMES,
+    PALETTE,
+    find_pairs,
+    find_pictures,
+    palette_mask,
+    read_pair,
+    submission_name,
+)
 
 # with SBD, train has 10,582
-INFO = DatasetInfo(CLASS_NAMES, PALETTE, official_counts={"train": (1464, 10582), "val": (1449,)})
+INFO = DatasetInfo(
+    CLASS_NAMES,
+    PALETTE,
+    official_counts={"train": (1464, 10582), "val": (1449,)},
+    submission=SubmissionForm(submission_name, palette_mask),
+)
 
 
 def build_datasets(args: Namespace) -> Datasets:
@@ -35,9 +49,16 @@ def build_datasets(args: Namespace) -> Datasets:
     read = cached(args, read_pair._replace(exif=args.exif), LAYOUT)
     train_set = val_set = None
     if not args.evaluate:
-        train_set = augmented(Source(find_pairs(root, "train", args.dataset), read, INFO))
+        train_set = augmented(
+            Source(find_pairs(root, args.train_split, args.dataset), read, INFO, "", args.train_split)
+        )
     if args.evaluate or args.validate:
-        source = Source(find_pairs(root, "val"), read, INFO)
+        split = args.eval_split if args.evaluate else "val"
+        if split == "test":  # its labels are not published
+            pictures = [(image, None) for image in find_pictures(root, split)]
+            source = Source(pictures, PicturesAlone(args.exif), INFO, "", split)
+        else:
+            source = Source(find_pairs(root, split), read, INFO, "", split)
         centered = args.eval_protocol == "center_crop"
         val_set = CenterCrops(source, args.crop_size) if centered else WholePictures(source)
     return Datasets(train_set, val_set)
@@ -59,6 +80,8 @@ class CenterCrops(WholePictures):
     def __init__(self, source: Source, crop_size: tuple[int, int]):
         super().__init__(source)
         self.crop_size = crop_size
+        self.scored_size = crop_size
+        self.scored_at = f"centre crops of {crop_size[0]}x{crop_size[1]}"
 
     def scored_sizes(self) -> Iterator[tuple[Path, tuple[int, int]]]:
         """None: all are of the size of the crop, which training has too."""

@@ -1,12 +1,13 @@
 """Every number of DynamicUNet's runs. Sources: the Ascend ModelZoo package DynamicUNet_ID4080_for_Pytorch (README,
 scripts, runner) on the training code of awesome-semantic-segmentation-pytorch."""
 
-from common.flags import CROPS, RUN, RUN_ALIASES
+from common.flags import CROPS, EVAL_SPLITS, RUN, RUN_ALIASES
 
 NETWORK = "DynamicUNet_ID4080_for_Pytorch"
 REPORTED_SCORES = {"Train Accuracy": "miou"}  # what the closing lines call a score
 LAYOUT = "voc"
 CHOICES = {
+    "eval_split": EVAL_SPLITS,
     "arch": ["dynamicunet"],
     "backbone": ["resnet50", "resnet18", "resnet34", "resnet101", "resnet152"],
     "dataset": ["pascal_voc", "pascal_aug", "folder"],

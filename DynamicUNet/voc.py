@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from common import IGNORE_INDEX
 from common.data.decode import IMAGE_SUFFIXES
 from common.data.labels import Label, LabelKind, LabelTable
 from common.data.pairs import PairReader
 from common.errors import InputError
+from common.scores.drawing import palette_picture
 
 CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -53,8 +55,9 @@ def find_pairs(root: str | Path, split: str, dataset: str = "pascal_voc") -> lis
     """The pictures of `split` with their masks, sorted by name: the order in which indices count.
 
     root: the VOCdevkit folder. dataset "pascal_aug": the split train is that of VOC and all of SBD, without VOC's val:
-    10,582 pictures, of which those of VOC keep their finer masks; val is VOC's. SBD is its own download or, where that
-    is not there, the masks of `AUGMENTED`; these are also taken where VOC's own folder of masks is missing.
+    10,582 pictures, of which those of VOC keep their finer masks; val is VOC's, and trainval is both. SBD is its own
+    download or, where that is not there, the masks of `AUGMENTED`; these are also taken where VOC's own folder of masks
+    is missing.
     Raises InputError when a folder, a list or files of it are missing (with their count and the first names).
     """
     root = Path(root)
@@ -63,8 +66,9 @@ def find_pairs(root: str | Path, split: str, dataset: str = "pascal_voc") -> lis
     listed = _read_list(lists / f"{split}.txt")
     masks = next(folder for folder in (voc / "SegmentationClass", voc / AUGMENTED) if folder.is_dir())
     pairs = _pairs_of(listed, voc / "JPEGImages", masks, ".png")
-    if dataset == "pascal_aug" and split == "train":
-        pairs |= _pairs_of_sbd(root, voc, _read_list(lists / "val.txt").keys() | listed.keys())
+    if dataset == "pascal_aug" and split != "val":
+        without = listed.keys() | (_read_list(lists / "val.txt").keys() if split == "train" else set())
+        pairs |= _pairs_of_sbd(root, voc, without)
     return [pairs[name] for name in sorted(pairs)]
 
 
@@ -79,6 +83,31 @@ def _pairs_of_sbd(root: Path, voc: Path, without: Set[str]) -> dict[str, Pair]:
         lists = [next((path for path in known if path.is_file()), known[0])]
     listed = {name: line for path in lists for name, line in _read_list(path).items() if name not in without}
     return _pairs_of(listed, *folders, suffix)
+
+
+def find_pictures(root: str | Path, split: str) -> list[Path]:
+    """The pictures of a split that has no masks, test for one, sorted by name.
+
+    Raises InputError when a folder, the list or a picture is missing.
+    """
+    voc = _voc_folder(Path(root))
+    listed = _read_list(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
+    images = _files_by_stem(voc / "JPEGImages", IMAGE_SUFFIXES)
+    _refuse_missing("images", listed, images, voc / "JPEGImages", ".jpg")
+    return [images[name] for name in sorted(listed)]
+
+
+def submission_name(image: Path, split: str) -> Path:
+    """Where the prediction of a picture belongs in the archive that the server takes.
+
+    comp6: trained on more than the data of the challenge, as with ImageNet weights.
+    """
+    return Path("results", "VOC2012", "Segmentation", f"comp6_{split}_cls", f"{image.stem}.png")
+
+
+def palette_mask(class_ids: np.ndarray) -> Image.Image:
+    """[H, W] uint8 -> a picture of mode P in VOC's colours, as its own masks are."""
+    return palette_picture(class_ids, PALETTE)
 
 
 class SbdFiles:
@@ -195,16 +224,19 @@ def _pairs_of(listed: dict[str, str], images_dir: Path, labels_dir: Path, label_
     """
     images = _files_by_stem(images_dir, IMAGE_SUFFIXES)
     labels = _files_by_stem(labels_dir, (label_suffix,))
-    for kind, files, folder in (("images", images, images_dir), ("masks", labels, labels_dir)):
-        missing = sorted(listed.keys() - files.keys())
-        if missing:
-            suffix = ".jpg" if files is images else label_suffix
-            raise InputError(
-                f"{len(missing)} of {len(listed)} listed {kind} are not in {folder}: "
-                f"{_first([f'{name}{suffix}' for name in missing])} ({listed[missing[0]]}"
-                f"{_near_twin(missing[0], folder)}); unpack the archive again, or mend the list"
-            )
+    _refuse_missing("images", listed, images, images_dir, ".jpg")
+    _refuse_missing("masks", listed, labels, labels_dir, label_suffix)
     return {name: Pair(images[name], labels[name]) for name in listed}
+
+
+def _refuse_missing(kind: str, listed: dict[str, str], files: dict[str, Path], folder: Path, suffix: str) -> None:
+    missing = sorted(listed.keys() - files.keys())
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(listed)} listed {kind} are not in {folder}: "
+            f"{_first([f'{name}{suffix}' for name in missing])} ({listed[missing[0]]}"
+            f"{_near_twin(missing[0], folder)}); unpack the archive again, or mend the list"
+        )
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

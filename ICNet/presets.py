@@ -1,12 +1,17 @@
 """Every number of ICNet's runs. Sources: the Ascend ModelZoo package ICNet_ID1781_for_PyTorch (README, icnet_1p.yaml,
 icnet_8p.yaml, scripts) and, where named, liminn/ICNet-pytorch."""
 
-from common.flags import CROPS, RUN, RUN_ALIASES
+from common.flags import CROPS, EVAL_SPLITS, RUN, RUN_ALIASES
 
 NETWORK = "ICNet_ID1781_for_PyTorch"
 REPORTED_SCORES = {"Train Accuracy": "miou"}  # what the closing lines call a score
 LAYOUT = "cityscapes"
-CHOICES = {"dataset": ["cityscapes", "folder"], "arch": ["icnet"], "backbone": ["resnet50", "resnet101", "resnet152"]}
+CHOICES = {
+    "eval_split": EVAL_SPLITS,
+    "dataset": ["cityscapes", "folder"],
+    "arch": ["icnet"],
+    "backbone": ["resnet50", "resnet101", "resnet152"],
+}
 
 # The defaults of the original README: plain `python train.py`.
 BASE = {

@@ -19,7 +19,19 @@ from pathlib import Path
 from types import ModuleType
 
 from common.flags import EITHER_OR, FLAGS, OF_ONE_PROCESS, OTHERWISE_NOW, PATHS
-from common.values import amount, device_list, loss, loss_scale, path, probability, share, size, switch, workers
+from common.values import (
+    amount,
+    device_list,
+    factors,
+    loss,
+    loss_scale,
+    path,
+    probability,
+    share,
+    size,
+    switch,
+    workers,
+)
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -167,6 +179,7 @@ def _metavar(kind) -> str:
         str: "TEXT",
         path: "TEXT",
         device_list: "LIST",
+        factors: "LIST",
         amount: "NUMBER",
         share: "NUMBER",
         probability: "NUMBER",

@@ -8,6 +8,7 @@ from common.values import (
     amount,
     count,
     device_list,
+    factors,
     loss,
     loss_scale,
     path,
@@ -160,7 +161,16 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "evaluate": (bool, "score --checkpoint on the validation set and train nothing"),
         "checkpoint": (path, "the weights to score with --evaluate, ours or the reference's"),
         "validate": (bool, "evaluate during training"),
+        "train_split": (("train", "trainval"), "the split to train on; trainval: the pictures of val too"),
         "eval_split": (("valid", "test"), "the split that --evaluate scores"),
+        "window": (size, "evaluate by overlapping windows of this size, in pixels: one number, or HEIGHTxWIDTH"),
+        "stride": (size, "from one window to the next, in pixels: one number, or DOWNxRIGHT; default: two thirds"),
+        "scales": (factors, "evaluate at several sizes and average the probabilities: factors such as 0.75,1,1.25"),
+        "flip": (bool, "evaluate each picture also mirrored, and average the probabilities"),
+        "submission": (
+            path,
+            "with --evaluate: a folder for the predictions, in the form that the data set's server takes",
+        ),
         "eval_every_epochs": (positive, "epochs between two evaluations and checkpoints"),
         "eval_every_steps": (positive, "steps between two evaluations and checkpoints"),
         "eval_each_epoch_from": (amount, "from this share of the training on, evaluate after every epoch"),
@@ -226,6 +236,11 @@ RUN: dict[str, object] = {
     "evaluate": False,
     "checkpoint": "",
     "validate": True,
+    "window": None,  # whole pictures
+    "stride": None,
+    "scales": [1.0],
+    "flip": False,
+    "submission": "",
     "output_dir": None,
     "resume": "",
     "resume_anyway": False,
@@ -239,7 +254,14 @@ RUN: dict[str, object] = {
     "prof_steps": 1,
 }
 # And those of folders that train on crops.
-CROPS: dict[str, object] = {"augment": True, "flip_vertical": False, "rotate": 0.0}
+CROPS: dict[str, object] = {
+    "augment": True,
+    "flip_vertical": False,
+    "rotate": 0.0,
+    "train_split": "train",
+    "eval_split": "val",
+}
+EVAL_SPLITS = ["val", "train", "test"]  # of these folders; the labels of test are not published
 # The same for spellings that several of the originals have.
 RUN_ALIASES = {
     "data": "data_path",
@@ -280,7 +302,7 @@ EITHER_OR = (
     ("device_batch_size", "total_batch_size"),
 )
 # A path in a preset starts in the model's folder; one on the command line where the user is.
-PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "output_dir"}
+PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "submission", "output_dir"}
 
 # What may differ between the processes of one run: where they are, and how each of them reads.
 OF_ONE_PROCESS = PATHS | {
@@ -298,12 +320,13 @@ ANOTHER_RUN = {
     "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
     "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
     "clip_norm",
-    "seed",
+    "seed", "train_split",
 }  # fmt: skip
 # It may have other values of these, and says so.
 CHANGES = {
     "eval_protocol", "sync_bn", "amp", "precision_mode", "opt_level", "amp_dtype", "loss_scale", "hf32",
     "fused_optimizer", "deterministic", "channels_last", "compile", "cuda_graph", "validate",
+    "window", "stride", "scales", "flip",
 }  # fmt: skip
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.
 SAME_RUN = OF_ONE_PROCESS | {

@@ -17,7 +17,7 @@ from types import ModuleType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.data.crops import check_datasets
+from common.data.checking import check_data
 from common.data.loading import Feed, worker_count
 from common.data.order import Length, StepRange, images_of_one_device
 from common.data.pictures import Datasets, LabelledPictures
@@ -39,16 +39,16 @@ from common.record.profiling import profiled
 from common.record.report import Title
 from common.record.resuming import continues_run, find_resume, read_newest, resume
 from common.record.saving import Saver
-from common.scores.evaluate import Evaluation, evaluate, example_panels
-from common.scores.metrics import Metric
+from common.scores.evaluate import Evaluation
+from common.scores.scored import Evaluator, Scored
+from common.scores.submission import check_submission
+from common.scores.views import Views, check_views
 from common.step.amp import Amp, autocast, check_device_options, effective_opt_level
 from common.step.class_weights import chosen_criterion
 from common.step.compiling import compiled, recorded
 from common.step.criteria import Criterion
 from common.step.norm import synchronize_batch_norm
 from common.step.optimizer import check_source, fused_optimizer
-
-EXAMPLES = 3  # pictures kept of every evaluation
 
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
 
@@ -80,11 +80,12 @@ class Run:
         self.criterion: Criterion | None = None  # of --loss; None: the recipe's own loss
         self.progress, self.resumed, self.saver, self.result = Progress(0, None, 0), None, None, None
         self.skips = Skips(args.skip_bad)
-        self.notes: list[str] = []  # lines about how the run begins
+        self.submission, self.notes = None, []  # of --submission; lines about how the run begins
         self._step: int | None = None  # 0-based, the present one
         seed_everything(args.seed)
         self.checkpoints = find_resume(args.resume, args.output_dir)
         self.continues = continues_run(next(iter(self.checkpoints), None), args.output_dir)
+        self.views = Views.of(args)
         if args.evaluate:  # what can be known to be wrong before the data set is looked at
             check_evaluation(args.checkpoint, args.output_dir)
         if not is_checked():  # the first of several processes may have opened the folder already
@@ -100,7 +101,9 @@ class Run:
             path, content, _ = self.resumed
             self.notes += check_continues(path, content, self.made_by, self.args.resume_anyway)
         if not is_checked():
-            check_datasets(self.args, self.datasets)
+            check_data(self.args, self.datasets)
+            check_views(self.views, self.datasets.val, model)
+        self.submission = check_submission(self.args, self.datasets.val)
         if not self.args.evaluate:
             self.criterion = chosen_criterion(self.args, self.datasets.train)
         return self.datasets, model
@@ -161,7 +164,8 @@ class Run:
         self.workers = worker_count(args.workers, self.world)
         self.opt_level = effective_opt_level(args.amp, args.opt_level, self.world, args.precision_mode)
         half = partial(autocast, self.opt_level, args.amp_dtype, self.world)
-        self.how = Evaluation(self.world, args.eval_batch_size, self.workers, half, self.orders)
+        how = Evaluation(self.world, args.eval_batch_size, self.workers, half, self.orders, self.views)
+        self.evaluator = Evaluator(how, self.device_batch_size and (self.image_size, self.device_batch_size))
 
     def prepare(self, model: nn.Module) -> None:
         """Bring the network to the device, with batch norms over all processes where --sync_bn asks for them."""
@@ -271,8 +275,11 @@ class Run:
         self.skips.share()
         is_best = False
         if val_set is not None:
-            is_best = self.log.eval(self._scored(self.model, val_set))
-            self.log.pictures(example_panels(self.model, val_set, EXAMPLES, self.how))
+            scored = self._scored(self.model, val_set)
+            is_best = self.log.eval(scored, scored.details())
+            self.log.pictures(self.evaluator.examples(self.model, val_set))
+            if self._step + 1 == self.length.total_steps:
+                self.evaluator.show(self.log, self.model, val_set, scored)
         self.saver.save(self._step, is_best)
 
     @cached_property
@@ -309,10 +316,14 @@ class Run:
         log.say(*self.notes)
         place(model, world)
         started = time.perf_counter()
-        metric = self._scored(model, dataset)
+        scored = self._scored(model, dataset, self.submission)
         synchronize(world)
         log.rate(len(dataset), time.perf_counter() - started)
-        log.eval(metric)
+        if scored:
+            log.eval(scored, scored.details())
+            self.evaluator.show(log, model, dataset, scored)
+        if self.submission:
+            log.say(self.submission.note)
         return log.finish()
 
     def evaluate_best(self, model: nn.Module, dataset: LabelledPictures | None, name: str) -> dict[str, float]:
@@ -333,10 +344,10 @@ class Run:
         self.log.say(f"best weights on the split {name}:  {shown}")
         return {f"{name}_{key}": value for key, value in scores.items()}
 
-    def _scored(self, model: nn.Module, dataset: LabelledPictures) -> Metric:
+    def _scored(self, model: nn.Module, dataset: LabelledPictures, keep: Callable | None = None) -> Scored | None:
         """A network on a data set; if the run is asked to end meanwhile, a checkpoint says that this is still due."""
         try:
-            return evaluate(model, dataset, dataset.metric(self.world), self.how)
+            return self.evaluator.score(model, dataset, self.log.say, keep)
         except Stopped:
             if self.saver and not self.saver.has(self._step):
                 self.saver.save(self._step, unscored=True)

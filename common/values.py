@@ -79,6 +79,17 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def factors(text: str) -> list[float]:
+    """'0.75,1,1.25'"""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value <= 8 for value in values):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers above 0 and up to 8, such as 0.75,1,1.25")
+    return values
+
+
 LOSS_NAMES = ("ce", "ohem", "focal", "dice", "lovasz")  # of common.step.criteria
 
 

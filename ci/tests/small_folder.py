@@ -55,7 +55,7 @@ class Pictures(LabelledPictures):
         return images.float() / 255
 
     def name_of(self, index: int) -> str:
-        return f"noise {index}"
+        return f"noise_{index}"
 
     def check(self, decode_images: bool, most_bad: int = 0) -> None:
         self.checked.append(decode_images)

@@ -728,6 +728,7 @@ def test_a_finished_training_is_scored_on_the_test_split_once(isic, tmp_path, ca
     assert set(tested) == {"jaccard", "dice", "accuracy", "sensitivity", "specificity", "precision", "f1"} | {
         "per_image_jaccard",
         "thresholded_jaccard",
+        "eval_loss",
     }
     assert tested == pytest.approx({name: scored[name] for name in tested}, nan_ok=True)
     closing = (output_dir / "train.log").read_text()

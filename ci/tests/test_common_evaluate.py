@@ -17,6 +17,7 @@ from common.data.pictures import DatasetInfo
 from common.record.log import RunLog
 from common.run import Run
 from common.scores import evaluate as evaluate_module
+from common.scores import scored
 from common.scores.evaluate import Evaluation, evaluate, example_panels
 from common.scores.metrics import ConfusionMatrix
 
@@ -27,6 +28,10 @@ class Shown(Scenes):
     """Scenes that know how they are shown and scored."""
 
     info = DatasetInfo(("a", "b", "c", "d"), PALETTE, mean=(0, 0, 0), std=(1, 1, 1))
+    has_labels, split, scored_at = True, "val", "each picture at its own size"
+
+    def name_of(self, index: int) -> str:
+        return f"scene_{index}"
 
     def metric(self, world) -> ConfusionMatrix:
         return ConfusionMatrix(CLASSES, device=world.device)
@@ -80,7 +85,7 @@ def test_the_model_is_scored_in_eval_mode_and_left_as_it_was(training):
     modes = []
     model.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
     matrix_of(model, Scenes(3))
-    example_panels(model, Shown(3), 1, Evaluation(world()))
+    example_panels(model, Shown(3), [0], Evaluation(world()))
     assert set(modes) == {(False, False)}
     assert model.training is training and model.norm.training is training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -95,7 +100,7 @@ def test_the_forward_pass_runs_in_the_given_context():
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
     matrix_of(model, Scenes(2), autocast=bf16)
-    example_panels(model, Shown(2), 1, Evaluation(world(), autocast=bf16))
+    example_panels(model, Shown(2), [0], Evaluation(world(), autocast=bf16))
     assert set(seen) == {torch.bfloat16}
 
 
@@ -126,7 +131,7 @@ def test_the_rate_of_an_evaluation_is_taken_when_the_device_has_finished(tmp_pat
     def told(name, real):
         return lambda *arguments: (order.append(name), real(*arguments))[1]
 
-    monkeypatch.setattr(run_module, "evaluate", told("evaluated", evaluate))
+    monkeypatch.setattr(scored, "evaluate", told("evaluated", evaluate))
     monkeypatch.setattr(run_module, "synchronize", told("finished", run_module.synchronize))
     monkeypatch.setattr(RunLog, "rate", told("rate", RunLog.rate))
     (tmp_path / "weights.pt").touch()
@@ -140,16 +145,15 @@ def test_the_rate_of_an_evaluation_is_taken_when_the_device_has_finished(tmp_pat
 
 def test_example_panels_show_picture_truth_and_prediction():
     model, images = seeded_model(), Shown(4)
-    panels = example_panels(model, images, 3, Evaluation(world()))
-    assert len(panels) == 3
+    panels = example_panels(model, images, [2, 0], Evaluation(world()))
+    assert len(panels) == 2
     colours = np.array([*PALETTE, *[(224, 224, 192)] * 252], np.uint8)  # of what is ignored
-    for index, panel in enumerate(panels):
+    for index, panel in zip((2, 0), panels, strict=True):
         image, target, _ = images[index]
         prediction = model.eval()(Finished(images)[index][0][None])[0].argmax(0)
         expected = (image.numpy(), colours[target.numpy()], colours[prediction.numpy()])
         assert panel.dtype == np.uint8 and np.array_equal(panel, np.concatenate(expected, axis=1))
-    assert len(example_panels(model, Shown(2), 3, Evaluation(world()))) == 2
-    assert example_panels(model, Shown(2), 3, Evaluation(world(1, 2))) == []
+    assert example_panels(model, Shown(2), [0], Evaluation(world(1, 2))) == []
 
 
 @pytest.fixture(scope="module")

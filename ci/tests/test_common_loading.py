@@ -58,7 +58,7 @@ def test_an_input_error_of_a_worker_arrives_with_its_message_when_its_batch_is_d
 def test_evaluation_shows_every_image_once_to_one_process(size, batch):
     found = Counter()
     for rank in range(size):
-        for images, target in eval_batches(Scenes(7), batch, world(rank, size), 0):
+        for images, target, _ in eval_batches(Scenes(7), batch, world(rank, size), 0):
             assert len(images) == len(target) <= batch
             assert images.shape[2:] == target.shape[1:]
             found.update(image.numpy().tobytes() for image in images)
@@ -69,10 +69,11 @@ def test_evaluation_keeps_image_and_target_together_when_sizes_are_mixed():
     scenes = Finished(Scenes(7))
     truth = {image.numpy().tobytes(): target for image, target in (scenes[index] for index in range(7))}
     sizes = []
-    for images, target in eval_batches(Scenes(7), 4, world(), 1):
+    for images, target, indices in eval_batches(Scenes(7), 4, world(), 1):
         sizes.append(tuple(images.shape))
-        for image, labels in zip(images, target, strict=True):
+        for image, labels, index in zip(images, target, indices.tolist(), strict=True):
             assert torch.equal(labels, truth[image.numpy().tobytes()])
+            assert torch.equal(image, scenes[index][0])
     first, second = [(2, 3, 6, 9), (1, 3, 6, 5), (1, 3, 4, 5)], [(1, 3, 6, 5), (1, 3, 4, 5), (1, 3, 6, 9)]
     assert sizes == first + second  # of the images 0 1 2 3 and 4 5 6
 

@@ -126,7 +126,13 @@ def test_scores_of_six_pixels_counted_by_hand():
     assert matrix.counts.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
     assert matrix.iou().tolist() == pytest.approx([1 / 3, 2 / 4, math.nan], nan_ok=True)
     assert matrix.scores() == pytest.approx(
-        {"miou": (1 / 3 + 1 / 2) / 2, "pixel_accuracy": 3 / 5, "mean_class_accuracy": (1 / 2 + 2 / 3) / 2}
+        {
+            "miou": (1 / 3 + 1 / 2) / 2,
+            "pixel_accuracy": 3 / 5,
+            "mean_class_accuracy": (1 / 2 + 2 / 3) / 2,
+            "frequency_weighted_iou": 2 / 5 * 1 / 3 + 3 / 5 * 1 / 2,
+            "mean_dice": (2 / 4 + 4 / 6) / 2,
+        }
     )
     assert next(iter(matrix.scores())) == "miou"  # the first score chooses the best checkpoint
 

@@ -496,6 +496,8 @@ def test_a_run_leaves_what_it_promises(folder, finished):
         "result.json",
         report,
         "first_batch.png",
+        "confusion_matrix.png",
+        "examples",
     }
     lines = printed.partition("Final result ------------------\n")[2].splitlines()
     closing = {name: value for name, _, value in (line.partition(" : ") for line in lines)}

@@ -87,7 +87,7 @@ def watch(tmp_path, monkeypatch):
         info, words = module(recipe.folder, "data").INFO, ["--preset", recipe.preset, "--device", "cpu"]
         args = parse_args(presets, [*words, f"--output_dir={tmp_path / 'run'}"])
         of_a_set = {"__len__": lambda _: recipe.images_in_train_set, "info": info, "scored_sizes": lambda _: ()}
-        of_a_set["trained_size"] = None
+        of_a_set |= {"trained_size": None, "split": ""}
         train_set = type("Pictures", (), of_a_set)()
         val_set = train_set if args.validate else None
         build_model = train.build_model

@@ -146,13 +146,13 @@ def cached(args: Namespace, read: PairReader, contents: str) -> PairReader | Cac
 def check_cache(folder: str | Path, datasets: Iterable) -> None:
     """Make the folder of a cache, if one is named, and print a line that says what is in it and what is to come.
 
-    datasets: those of the run (None for one that it does not use), each with `pairs` and a `CachedReader` as `read`.
+    datasets: those of the run (None for one that it does not use); what has no `CachedReader` is not kept.
     Raises InputError when the folder cannot be made or, with pictures to come, not be written, and when the disk has no
     room for these. A cache that holds all pictures may be read-only.
     """
     if not folder:
         return
-    folder, used = Path(folder), [dataset for dataset in datasets if dataset is not None]
+    folder, used = Path(folder), [each for each in datasets if each and isinstance(each.read, CachedReader)]
     kept = [[pair for pair in dataset.pairs if dataset.read.keeps(pair)] for dataset in used]
     absent = [[pair for pair in pairs if not d.read.holds(pair)] for pairs, d in zip(kept, used, strict=True)]
     missing = sum(map(len, absent))

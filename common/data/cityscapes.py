@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from common import IGNORE_INDEX
 from common.data.decode import IMAGE_SUFFIXES
@@ -72,6 +73,8 @@ KNOWN_LABEL_IDS = frozenset(label.label_id for label in LABELS)
 TRAIN_ID_OF_LABEL_ID = np.full(256, IGNORE_INDEX, np.uint8)  # index: value in a labelIds file
 for _label in LABELS:
     TRAIN_ID_OF_LABEL_ID[_label.label_id] = _label.train_id
+LABEL_ID_OF_TRAIN_ID = np.zeros(256, np.uint8)  # 0, unlabeled, for what is no class
+LABEL_ID_OF_TRAIN_ID[:NUM_CLASSES] = [label.label_id for label in _CLASSES]
 LABEL_IDS = LabelTable(TRAIN_ID_OF_LABEL_ID, KNOWN_LABEL_IDS, {label.label_id: label.color for label in LABELS})
 TRAIN_IDS = LabelTable(
     np.arange(256, dtype=np.uint8),
@@ -114,6 +117,33 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
     _check_same_names(images, labels, f"images of {images_dir} have no *{label_suffix} in {labels_dir}")
     _check_same_names(labels, images, f"label files of {labels_dir} have no *{IMAGE_SUFFIX} in {images_dir}")
     return [Pair(images[name], labels[name]) for name in sorted(images)]
+
+
+def find_pictures(root: str | Path, split: str) -> list[Path]:
+    """The pictures of a split, sorted like those of `find_pairs`, whether or not it has labels.
+
+    Raises InputError when there are none.
+    """
+    folder = Path(root) / "leftImg8bit" / split
+    images = _files_by_name(folder, IMAGE_SUFFIX)
+    if not images:
+        raise InputError(
+            f"no *{IMAGE_SUFFIX} in the city folders of {folder}; unpack leftImg8bit_trainvaltest.zip into {root}"
+        )
+    return [images[name] for name in sorted(images)]
+
+
+def submission_name(image: Path, split: str) -> Path:
+    """Where the prediction of a picture belongs: the server reads city, sequence and frame from the file's name.
+
+    The folders of the cities are kept, in which other data sets of this layout may count from 0.
+    """
+    return Path(image.parent.name, f"{image.name.removesuffix(IMAGE_SUFFIX)}_labelIds.png")
+
+
+def label_id_picture(train_ids: np.ndarray) -> Image.Image:
+    """[H, W] uint8 of train ids -> a grey picture of label ids, which cityscapesScripts and the server score."""
+    return Image.fromarray(LABEL_ID_OF_TRAIN_ID[train_ids])
 
 
 def left_out(root: str | Path, split: str) -> str:

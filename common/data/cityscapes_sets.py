@@ -5,16 +5,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.data.cache import cached
-from common.data.cityscapes import CLASS_NAMES, PALETTE, find_pairs, left_out, read_pair
+from common.data.cityscapes import (
+    CLASS_NAMES,
+    PALETTE,
+    find_pairs,
+    find_pictures,
+    label_id_picture,
+    left_out,
+    read_pair,
+    submission_name,
+)
 from common.data.crops import BlurredCrops, DistortedCrops, WholePictures
 from common.data.own import FOLDER, Augmenting, own_datasets
-from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
+from common.data.pairs import PicturesAlone
+from common.data.pictures import TRAINVAL, DatasetInfo, Datasets, LabelledPictures, Source, SubmissionForm
 from common.data.transforms import Cropping
 from common.errors import InputError
 from common.samples.layout import data_root
 
 LAYOUT = "cityscapes"  # of the folder, and of the embedded sample
-INFO = DatasetInfo(CLASS_NAMES, PALETTE, official_counts={"train": (2975,), "val": (500,)})
+INFO = DatasetInfo(
+    CLASS_NAMES,
+    PALETTE,
+    official_counts={"train": (2975,), "val": (500,)},
+    submission=SubmissionForm(submission_name, label_id_picture),
+)
 
 
 def blurred_datasets(args: Namespace) -> Datasets:
@@ -47,10 +62,17 @@ def _datasets(args: Namespace, augmenting: Augmenting) -> Datasets:
     read = cached(args, read_pair._replace(exif=args.exif), LAYOUT)
 
     def source(split: str) -> Source:
-        return Source(find_pairs(root, split), read, INFO, left_out(root, split))
+        if split == "test":  # its labels are not published; the files of that name hold what is ignored
+            pictures = [(image, None) for image in find_pictures(root, split)]
+            return Source(pictures, PicturesAlone(args.exif), INFO, left_out(root, split), split)
+        parts = ("train", "val") if split == TRAINVAL else (split,)
+        pairs = [pair for part in parts for pair in find_pairs(root, part)]
+        note = "; ".join(filter(None, (left_out(root, part) for part in parts)))
+        return Source(pairs, read, INFO, note, split)
 
-    train = None if args.evaluate else augmented(source("train"))
-    return Datasets(train, WholePictures(source("val")) if args.evaluate or args.validate else None)
+    if args.evaluate:
+        return Datasets(None, WholePictures(source(args.eval_split)))
+    return Datasets(augmented(source(args.train_split)), WholePictures(source("val")) if args.validate else None)
 
 
 def validation_images(data_path: str | Path) -> list[Path]:

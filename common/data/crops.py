@@ -5,7 +5,6 @@ turns a batch of images on the device into what a network takes, with what was d
 the bytes of float32 goes from process to process and to the device, and the device does the arithmetic.
 """
 
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
-from common.data.cache import check_cache
 from common.data.colours import (
     BLUR_REACH,
     Distortion,
@@ -28,7 +26,7 @@ from common.data.colours import (
 )
 from common.data.decode import picture_size
 from common.data.order import sample_rng
-from common.data.pictures import Datasets, LabelledPictures, Source
+from common.data.pictures import LabelledPictures, Source
 from common.data.transforms import Cropping, cut_image, cut_label, draw_crop, draw_varied_crop, pad, turned
 
 
@@ -157,17 +155,3 @@ def note_on_scale(train_set: LabelledPictures, val_set: LabelledPictures | None)
         f"note: pictures of {width} x {height} are scored at that size, and training shows them at {low:.2f} to "
         f"{high:.2f} times it; --base_size {fitting} brings the two together"
     )
-
-
-def check_datasets(args: Namespace, datasets: Datasets) -> None:
-    """Raise InputError for a cache that cannot be used, and for labels and pictures that training could not use."""
-    check_cache(args.cache, datasets.used)
-    train_set, *scored_sets = datasets
-    if train_set and (note := note_on_scale(train_set, datasets.val)):
-        print(note, flush=True)
-    if args.check_data:
-        if train_set:
-            # training reports a picture when it comes to it
-            train_set.check(decode_images=False, most_bad=args.skip_bad)
-        for scored_set in filter(None, scored_sets):
-            scored_set.check(decode_images=True)

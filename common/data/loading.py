@@ -64,15 +64,18 @@ class Feed(NamedTuple):
     steps_in_epoch: Callable = steps_in_epoch
 
 
-def eval_batches(dataset: Dataset, batch_size: int, world: World, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images [b, 3, H, W] float32, target [b, H, W]) on the device, covering this process's share of the data set.
+def eval_batches(
+    dataset: Dataset, batch_size: int, world: World, workers: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(images [b, 3, H, W] float32, target [b, H, W]) on the device, covering this process's share of the data set,
+    and the indices [b] of the images, on the CPU.
 
     The processes take images rank, rank + size, ... without padding: together they see each image exactly once.
     Images of one batch that differ in size come as several smaller batches.
     """
     share = range(world.rank, len(dataset), world.size)
     keys = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
-    loader = _loader(_Reporting(dataset), keys, world, workers, _collate_by_size)
+    loader = _loader(_Reporting(_Numbered(dataset)), keys, world, workers, _collate_by_size)
     yield from _on_device((batch for groups in map(_unpack, loader) for batch in groups), dataset, world)
 
 
@@ -88,32 +91,45 @@ def to_device(batch: Sequence[Tensor], dataset: Dataset, world: World) -> tuple[
     return images, target if target.is_floating_point() else target.long()
 
 
-def _on_device(loaded: Iterable, dataset: Dataset, world: World) -> Iterator[tuple[Tensor, Tensor]]:
-    """`to_device` of each batch, on an accelerator on a stream of its own.
+def _on_device(loaded: Iterable, dataset: Dataset, world: World) -> Iterator[tuple[Tensor, ...]]:
+    """`to_device` of each batch, on an accelerator on a stream of its own; what a batch has besides goes along.
 
     The host is ahead of an accelerator: while that one still computes the step before, the bytes of the next batch are
     copied and finished beside it. The stream that computes waits for them, and not the host.
     """
     if world.device.type == "cpu":
         for batch in loaded:
-            yield to_device(batch, dataset, world)
+            yield *to_device(batch[:3], dataset, world), *batch[3:]
         return
     backend = getattr(torch, world.device.type)  # torch.cuda or torch.npu
     beside = _stream_beside(world.device)
     for batch in loaded:
         with backend.stream(beside):
-            ready = to_device(batch, dataset, world)
+            ready = to_device(batch[:3], dataset, world)
         computing = backend.current_stream()
         computing.wait_stream(beside)
         for tensor in ready:
             tensor.record_stream(computing)  # its memory is not given away before that stream has used it
-        yield ready
+        yield *ready, *batch[3:]
 
 
 @cache
 def _stream_beside(device: torch.device) -> torch.Stream:
     """One for the whole run: memory that was taken on a stream is used again on that stream alone."""
     return getattr(torch, device.type).Stream(device)
+
+
+class _Numbered(Dataset):
+    """The items of a data set, each with its index."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple:
+        return *self.dataset[index], index
+
+    def __len__(self) -> int:
+        return len(self.dataset)
 
 
 class _Reporting(Dataset):

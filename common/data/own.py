@@ -85,6 +85,9 @@ def own_info(classes: Classes) -> DatasetInfo:
 
 def own_sources(args: Namespace, info_of: Callable[[Classes], DatasetInfo] = own_info) -> tuple[Source, Source]:
     """(training, validation) of the folder --data_path, with `args` made to fit them: see `fit`."""
+    for flag, usual in (("train_split", ("train",)), ("eval_split", ("val", "valid"))):
+        if (given := getattr(args, flag, usual[0])) not in usual:
+            raise InputError(f"--{flag} {given} is for the published data sets; leave it out for --dataset {FOLDER}")
     data = find_own(args.data_path)
     note = f"{data.note}; {fit(args, data.files.train)}".removesuffix("; ")
     if not args.evaluate and not args.load_from and getattr(args, "pretrained", "") == "none":
@@ -95,8 +98,8 @@ def own_sources(args: Namespace, info_of: Callable[[Classes], DatasetInfo] = own
     read, info = cached(args, read, f"{FOLDER} {data.classes!r}"), info_of(data.classes)
     # said once, by the set that is there
     return (
-        Source(data.files.train, read, info, note),
-        Source(data.files.val, read, info, note if args.evaluate else ""),
+        Source(data.files.train, read, info, note, "train"),
+        Source(data.files.val, read, info, note if args.evaluate else "", "val"),
     )
 
 

@@ -84,6 +84,22 @@ class PairReader(NamedTuple):
             return False
 
 
+class PicturesAlone(NamedTuple):
+    """Reads the pictures of a split whose labels nobody publishes; exif: as in `PairReader`."""
+
+    exif: str | None = None
+
+    def __call__(self, pair: Sequence[Path | None]) -> tuple[np.ndarray, np.ndarray]:
+        """image [H, W, 3] in RGB, and a label [H, W] that is ignored everywhere. Raises InputError, naming the file."""
+        image = read_image(pair[0], None, self.exif)
+        return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
+
+    def check(self, pair: Sequence[Path | None], decode_image: bool) -> Checked:
+        """Raises InputError, naming the file, for a picture that cannot be read."""
+        self(pair)
+        return Checked("", as_mask=False)
+
+
 def check_pairs(
     pairs: Sequence[Sequence[Path]], read: PairReader, decode_images: bool = False, most_bad: int = 0
 ) -> None:

@@ -134,6 +134,10 @@ class Orders:
         self._code = code if code > SAVE else 0
         return self.to_end
 
+    def any_now(self, flag: bool) -> bool:
+        """Whether any process says so in this call, for which all of them wait."""
+        return self._agreement.largest_now(int(flag)) > 0
+
     def wait_for_all(self) -> None:
         """Until all processes have come here: none leaves while another one is writing."""
         self._agreement.largest_now(0)

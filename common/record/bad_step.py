@@ -124,7 +124,7 @@ def samples_of(dataset: Dataset, steps: StepRange, world: World) -> Callable[[in
         if len(dataset) < sampler.images_per_step:  # somebody measures a training with batches of another kind
             return []
         (keys,) = sampler
-        return [dataset.name_of(index) for _, index in keys]
+        return [dataset.file_of(index) for _, index in keys]
 
     return names
 

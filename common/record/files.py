@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from common.errors import InputError
+
 
 def write_json(path: Path, content: dict) -> None:
     """Write `content` as JSON, atomically; values that are not finite become null."""
@@ -63,6 +65,20 @@ def write_atomically(
             error.filename = str(path)
         raise
     _sync_folder(path.parent)
+
+
+def writable_folder(path: str | Path, flag: str) -> Path:
+    """The folder, made if need be. Raises InputError, naming the flag, where nothing can be written to it."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise InputError(f"{flag} {folder} cannot be written to ({reason}); give another folder") from error
+    return folder
 
 
 class Appended:

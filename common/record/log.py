@@ -66,7 +66,7 @@ class RunLog:
         self.output_dir, self.world, self.course = Path(output_dir), world, course
         self.config, self.title = config, title
         self.step, self.best = course.first_step, course.best
-        self.loss, self.scores = float("nan"), {}  # of the last line, of the last evaluation
+        self.loss, self.scores, self.details = float("nan"), {}, {}  # of the last line, of the last evaluation
         self.started = course.started or time.time()  # of this piece, less what the pieces before have taken
         self._scored_step, self._unrecorded = None, False
         self._pending: list[list[Tensor]] = []  # sum and terms of the losses since the last line, on the device
@@ -200,13 +200,13 @@ class RunLog:
 
     # ---- evaluation
 
-    def eval(self, metric: Metric) -> bool:
+    def eval(self, metric: Metric, details: dict | None = None) -> bool:
         """Report an evaluation after the present step; returns whether it is the best so far, by the first score.
 
-        metric: of the whole data set, summed over the processes.
+        metric: of the whole data set, summed over the processes. details: what result.json says besides its scores.
         """
         scores = metric.scores()
-        self.scores, self._scored_step = scores, self.step
+        self.scores, self.details, self._scored_step = scores, details or {}, self.step
         value = next(iter(scores.values()))
         is_best = not math.isnan(value) and (self.best is None or value > self.best)
         if is_best:
@@ -219,6 +219,7 @@ class RunLog:
     def _report_evaluation(self, metric: Metric, is_best: bool) -> None:
         scores, class_iou = self.scores, metric.class_scores()  # nan for a class that does not occur
         row = {"kind": "eval", "step": self.step, **scores, "best": self.best, "pixels": metric.pixels()}
+        row |= {"details": self.details} if self.details else {}
         if class_iou:
             row["class_iou"] = class_iou
         self._append(row)
@@ -275,6 +276,7 @@ class RunLog:
         """
         mark(END)
         scores = {**(self.scores if self._scored_step == self.step else {}), **(more_scores or {})}
+        details = self.details if self._scored_step == self.step else {}
         result = {
             "network": self.title.network,
             "case": self._case,
@@ -284,6 +286,7 @@ class RunLog:
             "best": self.best,
             "scores": list(scores),
             **scores,
+            **details,
             "duration_seconds": time.time() - self.started,  # end to end: checks, imports and weights included
             "output_dir": str(self.output_dir),
         }
@@ -325,7 +328,8 @@ class RunLog:
         self._lock = open_folder(self.output_dir, course.continues)
         if course.continues:
             before = cut_rows(self.output_dir, course.first_step)
-            self.scores, self._scored_step, self.loss = before.scores, before.scored_step, before.loss
+            self.scores, self.details = before.scores, before.details
+            self._scored_step, self.loss = before.scored_step, before.loss
             self._rated_images, self._rated_seconds = before.rated
             self.started -= before.elapsed_seconds
         here = environment(self.world)

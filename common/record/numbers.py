@@ -22,6 +22,7 @@ NO_CURVES = {  # the names in a row that are neither losses nor scores
     "best",
     "pixels",
     "class_iou",
+    "details",
     "time",
     "elapsed_seconds",
     "rated",
@@ -36,6 +37,7 @@ class Before(NamedTuple):
     loss: float = math.nan  # of the last line
     rated: tuple[int, float] = (0, 0.0)  # images that count in images/s, and their seconds
     elapsed_seconds: float = 0.0  # of all pieces, steps that were done in vain included
+    details: dict = {}  # noqa: RUF012  what else result.json says of the last evaluation
 
 
 class Numbers:
@@ -171,5 +173,5 @@ def cut_rows(output_dir: Path, first_step: int) -> Before:
             )
         else:
             scores = {name: value for name, value in row.items() if name not in NO_CURVES}
-            before = before._replace(scores=scores, scored_step=row["step"])
+            before = before._replace(scores=scores, details=row.get("details", {}), scored_step=row["step"])
     return before

@@ -65,6 +65,11 @@ def name_of(class_id: int, class_names: Sequence[str]) -> str:
     return class_names[class_id] if class_id < len(class_names) else f"class {class_id}"
 
 
+def plain_text(text: str) -> str:
+    """The text in letters that the font of older versions of Pillow has."""
+    return text.encode("latin-1", "replace").decode("latin-1")
+
+
 def with_legend(
     image: np.ndarray, found: dict[int, float], class_names: Sequence[str], palette: Sequence[Colour]
 ) -> np.ndarray:
@@ -83,6 +88,5 @@ def with_legend(
         square = (left, top, left + LEGEND_ROW - 5, top + LEGEND_ROW - 5)
         draw.rectangle(square, fill=tuple(table[number].tolist()), outline=(0, 0, 0))
         text = f"{name_of(number, class_names)} {share:.1%}"
-        # the font that comes with older versions of Pillow has no other letters
-        draw.text((left + LEGEND_ROW, top), text.encode("latin-1", "replace").decode("latin-1"), (0, 0, 0), font)
+        draw.text((left + LEGEND_ROW, top), plain_text(text), (0, 0, 0), font)
     return np.concatenate([image, np.asarray(strip)])

@@ -13,9 +13,13 @@ from common.device.world import sum_over_ranks
 class Metric(Protocol):
     """What is counted over a data set: `ConfusionMatrix`, for example."""
 
-    def update(self, prediction: Tensor, target: Tensor) -> None: ...
+    def update(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Count a batch; [B, 3, C] int64: of each image and class, pixels that are right, true, predicted."""
 
     def sum_over_ranks(self) -> None: ...
+
+    def confusion(self) -> Tensor:
+        """[C, C] int64 on the CPU: pixels by (true class, predicted class)."""
 
     def scores(self) -> dict[str, float]: ...
 
@@ -52,8 +56,8 @@ class ConfusionMatrix:
         # a bin for each pair of classes, one for ignored pixels, and one for pixels with an id that is no class
         self.bins = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count the pixels of a batch.
+    def update(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Count the pixels of a batch; returns what is counted of each image: see `Metric`.
 
         prediction: logits [B, C, H, W] floating ([B, 1, H, W] for two classes too), or class ids [B, H, W] integer.
         target: [B, H, W] integer, [0, C) or `ignore_index`. ValueError for other shapes; other ids are an error when
@@ -76,10 +80,15 @@ class ConfusionMatrix:
         known = (target >= 0) & (target < self.num_classes) & (prediction >= 0) & (prediction < self.num_classes)
         pair, ignored, unknown = target * self.num_classes + prediction, self.num_classes**2, self.num_classes**2 + 1
         bins = torch.where(target == self.ignore_index, ignored, torch.where(known, pair, unknown)).flatten(0, 1)
+        images = len(target)
         # Each row of pixels has bins of its own, so that not all threads of a device add to the same few numbers; they
         # are smaller than the logits. torch.bincount makes the host wait: its result is as long as the largest value.
         rows = torch.zeros(len(bins), len(self.bins), dtype=torch.int32, device=bins.device)  # [B * H, C * C + 2]
-        self.bins += rows.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.int32)).sum(0)
+        rows.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.int32))
+        of_each = rows.view(images, -1, len(self.bins)).sum(1)  # [B, C * C + 2] int64
+        self.bins += of_each.sum(0)
+        counts = of_each[:, :-2].view(images, self.num_classes, self.num_classes)
+        return torch.stack([counts.diagonal(dim1=1, dim2=2), counts.sum(2), counts.sum(1)], dim=1)
 
     @property
     def counts(self) -> Tensor:
@@ -94,6 +103,10 @@ class ConfusionMatrix:
                 f"map labels to 0..{self.num_classes - 1}, and those that do not count to {self.ignore_index}"
             )
         return bins[:-2].view(self.num_classes, self.num_classes)
+
+    def confusion(self) -> Tensor:
+        """`counts`, under the name that every metric has."""
+        return self.counts
 
     def sum_over_ranks(self) -> None:
         """Add up the counts of all processes, equal on each of them from then on."""
@@ -129,6 +142,19 @@ class ConfusionMatrix:
         total = self.counts.sum().item()
         return self.intersection().sum().item() / total if total else float("nan")
 
+    def frequency_weighted_iou(self) -> float:
+        """Mean IoU weighted by the true pixels of each class, in [0, 1]; nan when there is none."""
+        share = self.counts.sum(1).double() / self.counts.sum()
+        return (share * self.iou()).nansum().item() if self.counts.sum() else float("nan")
+
+    def dice(self) -> Tensor:
+        """[C] float64: 2 TP / (2 TP + FP + FN), the F1 score; nan for a class that occurs nowhere."""
+        return 2 * self.intersection().double() / (self.counts.sum(0) + self.counts.sum(1)).double()
+
+    def mean_dice(self) -> float:
+        """Mean Dice over the classes that occur in truth or prediction, in [0, 1]; nan when there is none."""
+        return self.dice().nanmean().item()
+
     def pixels(self) -> int:
         """How many pixels are counted: the labelled ones of every image, once."""
         return self.counts.sum().item()
@@ -143,6 +169,8 @@ class ConfusionMatrix:
             "miou": self.miou(),
             "pixel_accuracy": self.pixel_accuracy(),
             "mean_class_accuracy": self.mean_class_accuracy(),
+            "frequency_weighted_iou": self.frequency_weighted_iou(),
+            "mean_dice": self.mean_dice(),
         }
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from common.args import Parser, parse_with_network
 from common.data.decode import IMAGE_SUFFIXES, large_pictures, open_image
 from common.errors import ExitCode, InputError
+from common.record.files import writable_folder
 from common.scores.drawing import colour, name_of, overlay, palette_picture, shares, with_legend
 from common.values import probability
 
@@ -150,7 +151,7 @@ def predict(
     )
     world = setup(args.device, card_of_environment(find_device_type(args.device)))
     torch.backends.cudnn.benchmark = False  # pictures have sizes of their own: the search would be paid for each
-    output = _writable_folder(args.output)
+    output = writable_folder(args.output, "--output")
     # a network that is given a picture at a size of its own has to see all of it
     window = 0 if to_input else WINDOW if args.window is None else args.window
     segmenter = Segmenter(place(model, world).eval(), prepare, world, window, args.threshold, args.probabilities)
@@ -241,16 +242,3 @@ def _without_output(images: dict[Path, Path], args) -> dict[Path, Path]:
             "for images; give another output folder"
         )
     return others
-
-
-def _writable_folder(path: str) -> Path:
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
-        raise InputError(f"--output {folder} cannot be written to ({reason}); give another folder") from error
-    return folder

@@ -1,7 +1,8 @@
-"""Prediction of one picture, whole or by overlapping windows: what a network needs then depends on the window alone.
+"""Overlapping windows, and prediction of a picture by them: what a network needs then depends on the window alone.
 
-Of each window the middle is kept, where the network has seen what is around a pixel; the rim is that of a neighbour,
-but for the rim of the picture (the overlap-tile strategy of Ronneberger et al., "U-Net", MICCAI 2015).
+In prediction the middle of each window is kept, where the network has seen what is around a pixel; the rim is that of a
+neighbour, but for the rim of the picture (the overlap-tile strategy of Ronneberger et al., "U-Net", MICCAI 2015): a
+picture of any size needs the logits of one window. In an evaluation they are averaged: see `common.scores.views`.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,13 +32,20 @@ class Window(NamedTuple):
     until: int
 
 
-def windows(side: int, window: int) -> list[Window]:
-    """Windows of equal length that cover `side` pixels, whose kept parts meet without a gap."""
+def windows(side: int, window: int, stride: int | None = None) -> list[Window]:
+    """Windows of equal length that cover `side` pixels, whose kept parts meet without a gap.
+
+    stride: pixels from one to the next; the last one ends where the side does (as mmsegmentation's slide mode places
+    them). None: evenly, as few as leave each its rim.
+    """
     if side <= window:
         return [Window(0, side, 0, side)]
-    step = window - 2 * (window // RIM)
-    count = -(-(side - window) // step) + 1
-    starts = [round(number * (side - window) / (count - 1)) for number in range(count)]
+    last = side - window
+    count = -(-last // (stride or window - 2 * (window // RIM))) + 1
+    if stride:
+        starts = [min(number * stride, last) for number in range(count)]
+    else:
+        starts = [round(number * last / (count - 1)) for number in range(count)]
     edges = [0, *((start + before + window) // 2 for before, start in zip(starts, starts[1:], strict=False)), side]
     return [Window(start, start + window, *edges[number : number + 2]) for number, start in enumerate(starts)]
 

@@ -30,6 +30,18 @@ def cross_entropy(
     return losses.sum() / (labels != ignore_index).sum().clamp(min=1)
 
 
+def binary_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Mean binary cross entropy of sigmoid(logits) over the pixels that are not ignored; 0 where there are none.
+
+    logits [B, H, W]. target [B, H, W]: 0, 1 and `ignore_index`; or floating, in [0, 1] or `ignore_index`.
+    """
+    logits = at_least_float32(logits)
+    counts = target != ignore_index
+    truth = torch.where(counts, target, 0).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return (losses * counts).sum() / counts.sum().clamp(min=1)
+
+
 def upsampled_cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, over_all_pixels: bool = False
 ) -> Tensor:

@@ -152,7 +152,7 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
     check_cache(args.cache, [val_set])
     model = folder.network(world).eval()
     context = partial(autocast, folder.opt_level(world), args.amp_dtype, world)
-    images, _ = next(eval_batches(val_set, args.eval_batch_size, world, 0))
+    images, *_ = next(eval_batches(val_set, args.eval_batch_size, world, 0))
 
     @torch.no_grad()
     def network_alone() -> None:

@@ -98,8 +98,8 @@ class Watch:
         def batches(*arguments) -> Iterator:
             kinds = {}  # shape of a batch -> those of the first one
             self.counters.reset()
-            for images, target in eval_batches(*arguments):
-                yield images, target
+            for images, *rest in eval_batches(*arguments):
+                yield images, *rest
                 seen = self.counters.convolution_kinds
                 self.new_kinds |= seen - kinds.setdefault(images.shape, seen)
                 self.evaluated += 1
