@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.errors import InputError
-from common.nets.backbone import find_imagenet, plain_state_dict
+from common.nets.backbone import find_imagenet
+from common.record.foreign import Format, Translated, network_options, translated
 
 # ImageNet weights of torchvision under IMAGENET_URL. The first file of each pair is that of the original's time; both
 # hold the same numbers.
@@ -18,29 +18,50 @@ IMAGENET_FILES = {
     "resnet152": ("resnet152-b121ed2d.pth", "resnet152-394f9c45.pth"),
 }
 IMAGENET_URL = "https://download.pytorch.org/models/"
-# Names of the reference, which numbers the layers of one sequence, and ours; the longer ones come first.
-REFERENCE_NAMES = (
-    ("layers.0.0.", "encoder.conv1."),
-    ("layers.0.1.", "encoder.bn1."),
-    *((f"layers.0.{stage + 3}.", f"encoder.layer{stage}.") for stage in (1, 2, 3, 4)),
-    ("layers.1.", "encoder_bn."),
-    *((f"layers.3.{index}.0.", f"middle.{index}.") for index in (0, 1)),
-    *(
-        (f"layers.{index + 4}.{theirs}", f"blocks.{index}.{ours}")
-        for index in (0, 1, 2, 3)
-        for theirs, ours in (
-            ("shuf.0.0.", "upsample.conv."),
-            ("bn.", "skip_bn."),
-            ("conv1.0.", "conv1."),
-            ("conv2.0.", "conv2."),
-        )
-    ),
-    ("layers.8.0.0.", "upsample.conv."),
-    ("layers.11.convpath.0.0.", "cross_block.conv1."),
-    ("layers.11.convpath.1.0.", "cross_block.conv2."),
-    ("layers.12.0.", "classifier."),
-)
 WEIGHT_NORM = (".weight_g", ".weight_v", ".parametrizations.weight.original0", ".parametrizations.weight.original1")
+
+
+def _variant(state: Mapping[str, Tensor], content: Mapping) -> str:
+    """In what a network that fastai's unet_learner built differs from the one here, by its arguments."""
+    if name := next((name for name in state if name.endswith(WEIGHT_NORM)), None):
+        return f"whose {name} is of weight normalisation, which is not here: only what norm_type=None builds is"
+    if any(name.endswith((".query.weight", ".query.weight_orig", ".gamma")) for name in state):
+        return "with self_attention=True, which is not here"
+    if "layers.3.0.1.weight" in state or "layers.3.0.2.weight" in state:
+        return "with a batch norm behind each convolution of its decoder, where only norm_type=None is here"
+    if "layers.0.0.weight" not in state or "layers.0.7.0.conv1.weight" not in state:
+        return "with an encoder other than the ResNets of torchvision"
+    if "layers.11.convpath.0.0.weight" not in state:
+        return "with last_cross=False, or made for images of another kind: the image does not join its last layers"
+    first, second = (state[f"layers.11.convpath.{index}.0.weight"] for index in (0, 1))
+    if first.shape != second.shape:
+        return "with bottle=True, which halves the channels of its last block"
+    return ""
+
+
+FORMATS = (
+    Format(
+        "DynamicUnet of fastai",
+        (r"^layers\.\d+\.shuf\.0\.0\.",),
+        (
+            # its layers are numbered in one sequence
+            (r"^layers\.0\.0\.", "encoder.conv1."),
+            (r"^layers\.0\.1\.", "encoder.bn1."),
+            *((rf"^layers\.0\.{stage + 3}\.", f"encoder.layer{stage}.") for stage in (1, 2, 3, 4)),
+            (r"^layers\.1\.", "encoder_bn."),
+            (r"^layers\.3\.([01])\.0\.", r"middle.\1."),
+            *((rf"^layers\.{index + 4}\.", f"blocks.{index}.") for index in (0, 1, 2, 3)),
+            (r"^layers\.8\.0\.0\.", "upsample.conv."),
+            (r"^layers\.11\.convpath\.0\.0\.", "cross_block.conv1."),
+            (r"^layers\.11\.convpath\.1\.0\.", "cross_block.conv2."),
+            (r"^layers\.12\.0\.", "classifier."),
+            (r"^(blocks\.\d)\.shuf\.0\.0\.", r"\1.upsample.conv."),
+            (r"^(blocks\.\d)\.bn\.", r"\1.skip_bn."),
+            (r"^(blocks\.\d\.conv[12])\.0\.", r"\1."),
+        ),
+        differs=_variant,
+    ),
+)
 
 
 def imagenet_file(backbone: str, source: str) -> Path | None:
@@ -49,12 +70,12 @@ def imagenet_file(backbone: str, source: str) -> Path | None:
     return find_imagenet(source, names, IMAGENET_URL + names[0])
 
 
-def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
+def from_reference(checkpoint: Mapping) -> Translated:
     """A checkpoint of the reference, or of fastai's DynamicUnet, under the names of `model.py`.
 
-    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
-    prefixes. Names that are ours already stay. InputError for one whose convolutions are weight-normalised, as those
-    that fastai builds by default: it holds two factors of each weight, and is of another network.
+    Accepts the state dict itself or what it is wrapped in (`common.record.foreign`). Names that are ours already stay.
+    OtherNetwork for one that was built with other arguments, such as weight normalisation: it holds two factors of each
+    weight.
 
         layers.0.{0,1}, layers.0.{4..7}   -> encoder.{conv1,bn1}, encoder.layer{1..4}
         layers.1                          -> encoder_bn
@@ -65,16 +86,4 @@ def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
         layers.11.convpath.{0,1}.0        -> cross_block.conv{1,2}
         layers.12.0                       -> classifier
     """
-    renamed = {}
-    for name, value in plain_state_dict(checkpoint).items():
-        if name.endswith(WEIGHT_NORM):
-            raise InputError(
-                f"the checkpoint holds {name}: its network has weight normalisation, DynamicUNet has none; "
-                "give one of a network that was built with norm_type=None"
-            )
-        for theirs, ours in REFERENCE_NAMES:
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-                break
-        renamed[name] = value
-    return renamed
+    return translated(checkpoint, FORMATS, lambda state: network_options(state, "classifier", "encoder."))

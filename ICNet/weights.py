@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from common.nets.backbone import find_imagenet, plain_state_dict
+from common.nets.backbone import find_imagenet
+from common.record.foreign import Format, Translated, always, network_options, translated
 
 # ImageNet weights with the stem 64, 64, 128, published by PyTorch-Encoding as zip files under IMAGENET_URL
 IMAGENET_FILES = {
@@ -14,11 +13,27 @@ IMAGENET_FILES = {
     "resnet152": "resnet152-0d43d698.pth",
 }
 IMAGENET_URL = "https://hangzh.s3.amazonaws.com/encoding/models/"
-REFERENCE_PREFIXES = (
-    ("pretrained.", "backbone."),
-    ("conv_sub1.", "full_branch."),
-    ("head.conv_cls.", "classifier."),
-    ("head.", ""),
+FORMATS = (
+    Format(
+        "ICNet of mmsegmentation",
+        (r"^backbone\.psp_modules\.",),
+        differs=always(
+            "which convolves the means of its pyramid beside the features, and halves the features of layer2 for its "
+            "third branch; here the means are added, and the third branch sees a quarter of the image"
+        ),
+    ),
+    Format(
+        "ICNet of ICNet-pytorch",
+        (r"^pretrained\.layer1\.", r"^conv_sub1\.", r"^head\.cff_24\."),
+        (
+            (r"^pretrained\.", "backbone."),
+            (r"^conv_sub1\.", "full_branch."),
+            (r"^head\.conv_cls\.", "classifier."),
+            (r"^head\.", ""),
+            (r"\.conv_low_cls\.", ".label_guidance."),
+        ),
+        unused=r"pretrained\.fc\.",
+    ),
 )
 
 
@@ -28,12 +43,11 @@ def imagenet_file(backbone: str, source: str) -> Path | None:
     return find_imagenet(source, [name], IMAGENET_URL + name.replace(".pth", ".zip"))
 
 
-def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
+def from_reference(checkpoint: Mapping) -> Translated:
     """A checkpoint of ICNet-pytorch (or of the ModelZoo's version of it) under the names of `model.py`.
 
-    Accepts the state dict itself or one wrapped in {"state_dict": ...} or {"model": ...}, with or without `module.`
-    prefixes. Names that are ours already stay; the ImageNet classifier `pretrained.fc`, which some checkpoints carry
-    along unused, is dropped.
+    Accepts the state dict itself or what it is wrapped in (`common.record.foreign`). Names that are ours already stay;
+    the ImageNet classifier `pretrained.fc`, which some checkpoints carry along unused, is dropped.
 
         pretrained.*                -> backbone.*
         conv_sub1.*                 -> full_branch.*
@@ -41,12 +55,4 @@ def from_reference(checkpoint: Mapping) -> dict[str, Tensor]:
         ... .conv_low_cls.weight    -> ... .label_guidance.weight
         head.conv_cls.weight        -> classifier.weight
     """
-    renamed = {}
-    for name, value in plain_state_dict(checkpoint).items():
-        if name.startswith("pretrained.fc."):
-            continue
-        for theirs, ours in REFERENCE_PREFIXES:
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-        renamed[name.replace(".conv_low_cls.", ".label_guidance.")] = value
-    return renamed
+    return translated(checkpoint, FORMATS, lambda state: network_options(state, "classifier", "backbone."))

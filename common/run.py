@@ -149,7 +149,7 @@ class Run:
 
     def trained(self, build_model: Callable, from_reference: Callable, **options: object) -> nn.Module:
         """The network of --checkpoint with its weights; `options` of build_model are for files that name none."""
-        return load_model(self.args.checkpoint, build_model, from_reference, options)
+        return load_model(self.args.checkpoint, build_model, from_reference, options, self.notes.append)
 
     # ---- in each process
 

@@ -177,7 +177,7 @@ def test_load_imagenet_with_the_stem_of_open_mmlab(tmp_path, published):
     assert_loaded(backbone, published)
 
 
-@pytest.mark.parametrize("form", ["plain", "legacy", "wrapped", "prefixed", "zipped"])
+@pytest.mark.parametrize("form", ["plain", "legacy", "wrapped", "prefixed", "zipped", "whole"])
 def test_load_imagenet(tmp_path, published, form):
     path, backbone = tmp_path / "weights.pth", blank()
     content = published
@@ -185,12 +185,17 @@ def test_load_imagenet(tmp_path, published, form):
         content = {"state_dict": published, "epoch": 90}
     if form == "prefixed":
         content = {f"module.{name}": value for name, value in published.items()}
+    kind, left_out = "resnet18 as in files of PyTorch-Encoding, with a deep stem", "2 (fc.weight, fc.bias) left out"
+    if form == "whole":  # a network that has the encoder in it
+        content = {f"path.backbone.{name}": value for name, value in published.items() if not name.startswith("fc.")}
+        content["head.weight"] = torch.zeros(2)
+        kind, left_out = f"{kind}, in path.backbone of a network", "1 (head.weight) left out"
     torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     if form == "zipped":
         with zipfile.ZipFile(tmp_path / "weights.zip", "w") as archive:
             archive.write(path, "weights.pth")
         path = tmp_path / "weights.zip"
-    assert load_imagenet(backbone, path) == f"backbone: all 110 tensors loaded from {path}"
+    assert load_imagenet(backbone, path) == f"backbone: all 110 tensors loaded from {path}: {kind}; {left_out}"
     assert_loaded(backbone, published)
 
 
@@ -216,7 +221,9 @@ def test_files_that_do_not_fit(tmp_path, published):
     half = {name: value for name, value in published.items() if name.startswith(("conv1", "bn1", "layer1"))}
     torch.save(half, path)
     backbone = blank()
-    with pytest.raises(InputError, match=r"weights\.pth does not fit .*110 .* 35 .* 35 match.*--pretrained none"):
+    with pytest.raises(
+        InputError, match=r"pth \(an encoder .*\) does not fit .*110 .* 35 .* 35 match.*--pretrained none"
+    ):
         load_imagenet(backbone, path)
     assert torch.equal(backbone.conv1[0].weight, blank().conv1[0].weight)  # as it was
     torch.save({"net": [1, 2, 3]}, path)
@@ -231,7 +238,8 @@ def test_a_deeper_network_is_reported(tmp_path, published):
     path = tmp_path / "weights.pth"
     torch.save(published | {"layer1.2.conv1.weight": torch.zeros(64, 64, 3, 3)}, path)
     report = load_imagenet(blank(), path)
-    assert report == f"warning: backbone: 110 of 110 tensors loaded from {path}, 1 in the file have no place"
+    assert report.startswith(f"warning: backbone: 110 of 110 tensors loaded from {path}: ")
+    assert report.endswith("; 1 in the file have no place")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

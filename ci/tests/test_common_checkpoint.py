@@ -2,9 +2,9 @@
 
 import os
 import pickle
-from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -419,7 +419,7 @@ def write_bad(kind: str, path: Path) -> None:
     elif kind == "pickle":
         path.write_bytes(pickle.dumps({"model": Trap(path.parent / "sprung")}, protocol=2))
     elif kind == "objects":
-        torch.save({"state_dict": seeded_model().state_dict(), "args": Namespace(lr=1)}, path)
+        torch.save({"state_dict": seeded_model().state_dict(), "args": SimpleNamespace(lr=1)}, path)
     elif kind == "trap":
         torch.save({"model": Trap(path.parent / "sprung")}, path)
 

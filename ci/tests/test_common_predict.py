@@ -387,8 +387,8 @@ def test_one_bad_picture_is_listed_at_the_end_and_the_rest_is_done(tmp_path, cap
     assert end.value.code == 4
     said = capsys.readouterr()
     assert [line.split()[0] for line in said.out.splitlines()] == ["[1/4]", "[4/4]"]
-    title, *reasons = said.err.splitlines()
-    assert title == "2 of 4 pictures could not be predicted:" and len(reasons) == 2
+    what, title, *reasons = said.err.splitlines()
+    assert "our BrightestChannel" in what and title == "2 of 4 pictures could not be predicted:" and len(reasons) == 2
     assert "b.png (it is empty)" in reasons[0] and "c.png cannot be predicted: " in reasons[1]
     assert sorted(path.name for path in (tmp_path / "out").glob("*_ids.png")) == ["a_ids.png", "d_ids.png"]
 

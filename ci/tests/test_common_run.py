@@ -168,7 +168,8 @@ def test_the_weights_that_a_run_begins_with(tmp_path):
     assert begun()[0] == "initial weights: random"
     assert begun(tmp_path / "imagenet.pth")[0].startswith("backbone: all ")
     note, model = begun(tmp_path / "imagenet.pth", load_from=last)
-    assert note == f"initial weights: {last}" and torch.equal(model.first.weight, trained)
+    assert note == f"initial weights: {last}: our Network: 9 tensors taken, none left out, none newly initialised"
+    assert torch.equal(model.first.weight, trained)
     note, model = begun(tmp_path / "imagenet.pth", load_from=last, resume=last)
     assert note == f"continuing from {last}"
 

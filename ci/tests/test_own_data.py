@@ -212,7 +212,7 @@ def test_a_new_head_takes_the_other_weights_and_names_what_it_does_not(tmp_path,
         run_of("AttentionUNet", root, tmp_path / "refused", *words, f"--load_from={last}")
     capsys.readouterr()
     run_of("AttentionUNet", root, tmp_path / "second", *words, f"--load_from={last}", "--new_head", "--lr=0")
-    assert f"{last}; new and random: classifier.weight, classifier.bias\n" in capsys.readouterr().out
+    assert "2 (classifier.weight, classifier.bias) newly initialised\n" in capsys.readouterr().out
     before, after = (
         torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"]
         for folder in (tmp_path / "first", tmp_path / "second")

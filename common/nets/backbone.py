@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.record.foreign import counted, plain_state_dict, resnet_of
 from common.record.tensors import check_finite, load_tensors
 
 DOWNLOAD_TIMEOUT_SECONDS = 10  # of a connection without answer: a machine without network is to say so soon
@@ -149,26 +150,6 @@ def _convolution(in_channels: int, out_channels: int, **options: int) -> nn.Conv
     return convolution
 
 
-# tensors of a deep stem in the files of open-mmlab (resnet50_v1c ...) -> in those of PyTorch-Encoding
-_OPEN_MMLAB_STEM = {f"stem.{index}.": f"conv1.{index}." for index in (0, 1, 3, 4, 6)} | {"stem.7.": "bn1."}
-
-
-def without_open_mmlab_stem(name: str) -> str:
-    """The name of a tensor with the deep stem's part as `ResNet` calls it."""
-    for theirs, ours in _OPEN_MMLAB_STEM.items():
-        if theirs in name:
-            return name.replace(theirs, ours)
-    return name
-
-
-def plain_state_dict(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name: out of {"state_dict": ...} or {"model": ...}, without `module.` prefixes."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(checkpoint.get(wrapper), Mapping):
-            checkpoint = checkpoint[wrapper]
-    return {str(name).removeprefix("module."): value for name, value in checkpoint.items() if isinstance(value, Tensor)}
-
-
 def find_imagenet(source: str, file_names: Sequence[str], url: str | None = None) -> Path | None:
     """The weight file that `--pretrained SOURCE` means, or None for "none" (training from scratch).
 
@@ -274,6 +255,40 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     return state
 
 
+# whose files of an encoder have such a name, and what takes the place of the beginnings of names in them
+_STEMS = (
+    ("stem.0.weight", "open-mmlab, with a deep stem", (("stem.7.", "bn1."), ("stem.", "conv1."))),
+    ("conv1.0.weight", "PyTorch-Encoding, with a deep stem", ()),
+    ("conv1.weight", "torchvision, with a 7x7 stem", ()),
+)
+
+
+def _encoder(state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], list[str]]:
+    """(What it is, the tensors of a ResNet by the names that `ResNet` has, the names of the others).
+
+    state: of a classifier, or of any network with a ResNet in it, whose names have something before them.
+    """
+    first = "layer1.0.conv1.weight"
+    prefix = next((name.removesuffix(first) for name in state if name.endswith(first)), "")
+    _, whose, renaming = next((stem for stem in _STEMS if prefix + stem[0] in state), ("", "unknown origin", ()))
+    tensors, others = {}, []
+    for name, value in state.items():
+        # files from before torch 0.4.1 have no num_batches_tracked, and nothing depends on it
+        if not name.startswith(prefix) or name.endswith("num_batches_tracked"):
+            others += [name] * (not name.endswith("num_batches_tracked"))
+            continue
+        own = name.removeprefix(prefix)
+        if own.startswith("fc."):  # the classifier
+            others.append(name)
+            continue
+        for theirs, ours in renaming:
+            if own.startswith(theirs):
+                own = ours + own.removeprefix(theirs)
+        tensors[own] = value
+    kind = f"{resnet_of(state, prefix) or 'an encoder'} as in files of {whose}"
+    return f"{kind}, in {prefix.rstrip('.')} of a network" if prefix else kind, tensors, others
+
+
 def _part(name: str) -> str:
     """The part of a ResNet that a tensor belongs to: "stem", or a residual block such as "layer1.0"."""
     return ".".join(name.split(".")[:2]) if name.startswith("layer") else "stem"
@@ -282,18 +297,14 @@ def _part(name: str) -> str:
 def load_imagenet(backbone: nn.Module, path: str | Path) -> str:
     """Load the ImageNet weights in a file into `backbone` (a `ResNet`) and return one line that says what was done.
 
-    path: a state dict, also wrapped in {"state_dict": ...}, with `module.` prefixes, or zipped; see `find_imagenet`.
+    path: a state dict, also wrapped in {"state_dict": ...}, with `module.` prefixes, or zipped; see `find_imagenet`. Of
+    a file of a whole network, such as one for segmentation, its ResNet is taken.
 
     Where not every tensor fits (a file for another stem, or another depth), the stem and each residual block are taken
     whole or not at all, so that no layer gets the statistics of another's output; the line then begins with "warning:".
     Raises InputError for a file that cannot be read, and for one that fits less than half.
     """
-    # Files from before torch 0.4.1 have no num_batches_tracked, and nothing depends on it; fc is the classifier.
-    offered = {
-        without_open_mmlab_stem(name): value
-        for name, value in _read_checkpoint(Path(path)).items()
-        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
-    }
+    kind, offered, others = _encoder(_read_checkpoint(Path(path)))
     wanted = {name: value for name, value in backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
     unfit = {
         name
@@ -306,14 +317,14 @@ def load_imagenet(backbone: nn.Module, path: str | Path) -> str:
     unused = len(offered) - len(taken)
     if 2 * len(taken) < max(len(wanted), len(offered)):
         raise InputError(
-            f"{path} does not fit the backbone: of {len(wanted)} tensors needed and {len(offered)} in the file, "
-            f"{len(taken)} match; use the ImageNet file for this depth and stem, or --pretrained none"
+            f"{path} ({kind}) does not fit the backbone: of {len(wanted)} tensors needed and {len(offered)} in the "
+            f"file {len(taken)} match; use the ImageNet file for this depth and stem, or --pretrained none"
         )
     backbone.load_state_dict(taken, strict=False)
     if len(taken) == len(wanted) and not unused:
-        return f"backbone: all {len(taken)} tensors loaded from {path}"
+        return f"backbone: all {len(taken)} tensors loaded from {path}: {kind}; {counted(others)} left out"
     left_out = f"; from random values start: {', '.join(sorted(unfit_parts))}" if unfit_parts else ""
     return (
-        f"warning: backbone: {len(taken)} of {len(wanted)} tensors loaded from {path}, "
+        f"warning: backbone: {len(taken)} of {len(wanted)} tensors loaded from {path}: {kind}; "
         f"{unused} in the file have no place{left_out}"
     )

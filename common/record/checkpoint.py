@@ -6,6 +6,7 @@ those of `FIELDS`; a last.pt has those of `TRAINING_FIELDS` too. `format` says w
 
 import math
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.record.foreign import OtherNetwork, Translated, account
 from common.record.tensors import Unusable, check_finite, load_tensors
 from common.step.amp import Amp
 
@@ -167,14 +169,14 @@ def _check_fields(path: Path, content: dict) -> None:
             raise Unusable(f"{path} is spoilt: its field {name} is {shown} and not {words}; give another file")
 
 
-def read(path: str | Path) -> dict:
-    """The content of a checkpoint file, on the CPU.
+def read(path: str | Path, mapped: bool = False) -> dict:
+    """The content of a checkpoint file, on the CPU. mapped: see `load_tensors`.
 
     Raises InputError for one that is missing, may not be read or is of a newer version, and Unusable, naming field or
     tensor, for one that is damaged, not a checkpoint, or holds what no training has written, such as nan.
     """
     path = check_exists(path)
-    content = load_tensors(path)
+    content = load_tensors(path, mapped=mapped)
     if not isinstance(content, dict) or not content:
         raise Unusable(f"{path} holds a {type(content).__name__} and no weights; give a checkpoint file")
     if is_ours(content):
@@ -200,9 +202,10 @@ def load_weights(
     model: nn.Module,
     from_reference: Callable[[dict], dict[str, Tensor]] | None = None,
     skip: tuple[str, ...] = (),
-) -> None:
+) -> str:
     """Read the file, and load its weights: see `_take_weights`."""
-    _take_weights(read(path), Path(path), model, from_reference, skip)
+    content = read(path, mapped=True)
+    return _take_weights(content, _weights_in(content, Path(path), from_reference), Path(path), model, skip)
 
 
 def load_initial(args: Namespace, model: nn.Module, from_reference: Callable[[dict], dict[str, Tensor]]) -> str:
@@ -211,22 +214,40 @@ def load_initial(args: Namespace, model: nn.Module, from_reference: Callable[[di
     Raises InputError for a file that does not fit.
     """
     skip = model.classifiers if args.new_head else ()
-    load_weights(args.load_from, model, from_reference, skip)
-    new = [name for name in model.state_dict() if name.startswith(skip)] if skip else []
-    return f"initial weights: {args.load_from}" + (f"; new and random: {', '.join(new)}" if new else "")
+    return f"initial weights: {load_weights(args.load_from, model, from_reference, skip)}"
 
 
-def _take_weights(content: dict, path: Path, model: nn.Module, from_reference, skip: tuple[str, ...] = ()) -> None:
-    """Load the weights of one of our checkpoints, or of the reference's through the folder's `from_reference`.
+def _weights_in(content: dict, path: Path, from_reference) -> Translated:
+    """The tensors of a file under our names: of our checkpoints as they are, of others' through `from_reference`.
+
+    Raises OtherNetwork, naming the file, for one that the folder knows to be of another network.
+    """
+    if is_ours(content):
+        return Translated(content["model"], f"our {content['model_class']}", options=content["options"])
+    if from_reference is None:
+        return Translated(content, "tensors under our names")
+    try:
+        state = from_reference(content)
+    except OtherNetwork as error:
+        raise OtherNetwork(f"{path} {error}") from error
+    return state if isinstance(state, Translated) else Translated(state, "tensors under our names")
+
+
+def _take_weights(content: dict, state: Translated, path: Path, model: nn.Module, skip: tuple[str, ...] = ()) -> str:
+    """Load the weights `state` of a file; returns a line that says what it is, and how many tensors of it are taken.
 
     Parameters whose name starts with an entry of `skip` are left as they are (a new classifier, for example).
     Raises InputError that counts and names what does not fit, and Unusable for weights that are not finite.
     """
-    state = content["model"] if is_ours(content) else from_reference(content) if from_reference else content
-    state = {name: value for name, value in state.items() if not name.startswith(skip or ("\0",))}
-    check_fit(content, state, path, model, skip)
-    check_finite(path, state)
-    model.load_state_dict(state, strict=False)
+    own = model.state_dict()
+    taken = {name: value for name, value in state.items() if not name.startswith(skip or ("\0",))}
+    check_fit(content, taken, path, model, skip)
+    check_finite(path, taken)
+    model.load_state_dict(taken, strict=False)
+    left_out = [*state.left_out, *(name for name in state if name not in taken)]
+    # the counters of batch norms, which old files lack, say nothing
+    new = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
+    return f"{path}: {account(state.kind, len(taken), left_out, new)}"
 
 
 def check_fit(content: dict, state: dict, path: Path, model: nn.Module, skip: tuple[str, ...] = ()) -> None:
@@ -268,17 +289,28 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def load_model(path: str | Path, build_model: Callable, from_reference: Callable, otherwise: dict) -> nn.Module:
+def load_model(
+    path: str | Path,
+    build_model: Callable,
+    from_reference: Callable,
+    otherwise: dict,
+    say: Callable[[str], object] | None = None,
+) -> nn.Module:
     """The network of a checkpoint, with its weights, on the CPU.
 
-    Our files say which arguments `build_model` takes; `otherwise` holds them for files of the reference. An ONNX file
-    of an export.py takes the place of the network. Raises InputError for a file that is not of this folder's network.
+    Our files say which arguments `build_model` takes. Of others' files the tensors tell some; `otherwise` holds the
+    others, and the number of classes where it is not the file that decides. An ONNX file of an export.py takes the
+    place of the network. say: takes a line that says what the file is; None: it
+    goes to the error output. Raises InputError for a file that is not of this
+    folder's network.
     """
     if Path(path).suffix == ".onnx":
         return _onnx_network(check_exists(path), build_model.__annotations__["return"].__name__)
-    content = read(path)
+    content = read(path, mapped=True)
     ours = is_ours(content)
-    options = content["options"] if ours else otherwise
+    state = _weights_in(content, Path(path), from_reference)
+    known = {name: value for name, value in state.options.items() if name != "num_classes" or name not in otherwise}
+    options = content["options"] if ours else otherwise | known
     try:
         model = build_model(**options)
     except (TypeError, ValueError) as error:
@@ -286,7 +318,11 @@ def load_model(path: str | Path, build_model: Callable, from_reference: Callable
         raise InputError(
             f"{path} is a checkpoint of {made}, which this folder does not build; use the folder of that network"
         ) from error
-    _take_weights(content, Path(path), model, from_reference)
+    line = _take_weights(content, state, Path(path), model)
+    if say:
+        say(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
     model.data_info = content.get("data") if ours else None
     return model
 

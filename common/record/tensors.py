@@ -8,6 +8,7 @@ of an AMD EPYC with the file in memory.
 import contextlib
 import errno
 import os
+import re
 import struct
 import warnings
 import zipfile
@@ -25,23 +26,53 @@ from common.errors import InputError
 CHUNK_BYTES = 1 << 20
 # what zipfile raises for damage: the last two for a flag of encryption, and for another compression
 NO_ARCHIVE = (zipfile.BadZipFile, EOFError, ValueError, zlib.error, struct.error, RuntimeError, NotImplementedError)
+# What training programs write beside their tensors: mmengine its scalars over time, with the methods that it looks up
+# on them, numpy its numbers, fastai its rates, torchvision its flags. Nothing here looks at them: no package of
+# theirs is imported, and getattr, too, is the name of something that does nothing.
+PASSED_OVER = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "__builtin__.getattr",
+    "builtins.getattr",
+    *(
+        f"{package}.multiarray.{name}"
+        for package in ("numpy.core", "numpy._core")
+        for name in ("_reconstruct", "scalar")
+    ),
+    *(f"numpy.{name}" for name in ("ndarray", "dtype", "float64", "float32", "int64")),
+    "fastcore.foundation.L",
+    "argparse.Namespace",
+)
+
+
+class _PassedOver:
+    """Takes the place of an object of `PASSED_OVER`, with whatever it is made of, and keeps nothing of that."""
+
+    def __new__(cls, *_args, **_options):
+        return object.__new__(cls)
+
+    def __init__(self, *_args, **_options):
+        pass
+
+    def __setstate__(self, _state):
+        pass
 
 
 class Unusable(InputError):
     """A file that is damaged, or holds what no training has written: an older one may be whole."""
 
 
-def load_tensors(path: Path, file: BinaryIO | None = None):
+def load_tensors(path: Path, file: BinaryIO | None = None, mapped: bool = False):
     """What torch.load makes of a file, on the CPU, without running code of it.
 
-    file: what is read instead, where the content of `path` is something around it. Raises InputError, naming `path`,
-    for a file that may not be read, and Unusable for one that is damaged (with the tensor that is), cut off, or holds
-    other things than tensors.
+    file: what is read instead, where the content of `path` is something around it. mapped: tensors stay in the file
+    until they are looked at, for who copies some of them and drops the rest: an optimizer's state beside the weights
+    then takes no memory. Raises InputError, naming `path`, for a file that may not be read, and Unusable for one that
+    is damaged (with the tensor that is), cut off, or holds other things than tensors.
     """
 
     def load():
         with contextlib.nullcontext(file) if file else open(path, "rb") as opened:
-            return _load(path, opened)
+            return _load(path, opened, mapped)
 
     try:
         return retried(load, path, "checkpoint")
@@ -51,7 +82,7 @@ def load_tensors(path: Path, file: BinaryIO | None = None):
         raise InputError(f"{path} cannot be read ({error.strerror or error}); try again, or name another") from error
 
 
-def _load(path: Path, file: BinaryIO):
+def _load(path: Path, file: BinaryIO, mapped: bool):
     try:
         damaged = _damaged_members(file)
     except NO_ARCHIVE as error:
@@ -60,14 +91,18 @@ def _load(path: Path, file: BinaryIO):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol, for files that are refused below anyway
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(_PassedOver, name) for name in PASSED_OVER]):
+                source, mapped = (str(path), True) if mapped and zipfile.is_zipfile(path) else (file, False)
+                content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # it leads to behind the end
             raise
         if damaged:
             reason = f"is damaged in {damaged[0]}, whose checksum is wrong"
         elif "Weights only load failed" in str(error) or "Unsupported" in str(error):
-            reason = "holds objects other than tensors, or is no file of weights"
+            unknown = re.search(r"GLOBAL ([\w.]+)", str(error))
+            named = f" ({unknown[1]})" if unknown else ""
+            reason = f"holds objects other than tensors{named}, or is no file of weights"
         else:
             reason = f"is damaged, cut off ({path.stat().st_size} bytes) or no file of weights"
         raise Unusable(f"{path} {reason}; give another file") from error
