@@ -6,12 +6,10 @@ them. `Run` owns what no model decides: processes, precision, the folder of the 
 on where a run was.
 """
 
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor, nn
@@ -24,13 +22,13 @@ from common.data.pictures import Datasets, LabelledPictures
 from common.data.skipping import Skips
 from common.device.agreement import Agreement
 from common.device.launch import is_checked
-from common.device.placement import data_parallel, place, share_state
+from common.device.placement import data_parallel, place
 from common.device.stopping import Orders, Stop
-from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup, synchronize
+from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup
 from common.errors import Stopped
 from common.nets.backbone import load_imagenet
 from common.record.bad_step import samples_of
-from common.record.checkpoint import Progress, check_evaluation, load_initial, load_model, load_weights
+from common.record.checkpoint import Progress, check_evaluation, load_initial, load_model
 from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
 from common.record.log import Course, RunLog
@@ -49,6 +47,7 @@ from common.step.compiling import compiled, recorded
 from common.step.criteria import Criterion
 from common.step.norm import synchronize_batch_norm
 from common.step.optimizer import check_source, fused_optimizer
+from common.trained import evaluate_best, evaluate_checkpoint
 
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
 
@@ -275,7 +274,7 @@ class Run:
         self.skips.share()
         is_best = False
         if val_set is not None:
-            scored = self._scored(self.model, val_set)
+            scored = self.scored(self.model, val_set)
             is_best = self.log.eval(scored, scored.details())
             self.log.pictures(self.evaluator.examples(self.model, val_set))
             if self._step + 1 == self.length.total_steps:
@@ -308,43 +307,16 @@ class Run:
 
     def evaluate_checkpoint(self, model: nn.Module, dataset: LabelledPictures) -> dict:
         """--evaluate: the scores of a trained network on a data set, as the result of this run."""
-        args, world = self.args, self.world
-        check_same(world, args, 0, dataset)
-        course = Course(images_per_step=args.eval_batch_size * world.size, started=self.stop.since)
-        title = self.title._replace(purpose="eval")
-        self.log = log = RunLog(args.output_dir, world, course, vars(args) | model.options, title)
-        log.say(*self.notes)
-        place(model, world)
-        started = time.perf_counter()
-        scored = self._scored(model, dataset, self.submission)
-        synchronize(world)
-        log.rate(len(dataset), time.perf_counter() - started)
-        if scored:
-            log.eval(scored, scored.details())
-            self.evaluator.show(log, model, dataset, scored)
-        if self.submission:
-            log.say(self.submission.note)
-        return log.finish()
+        return evaluate_checkpoint(self, model, dataset)
 
     def evaluate_best(self, model: nn.Module, dataset: LabelledPictures | None, name: str) -> dict[str, float]:
         """The best weights of this run on one more data set, whose scores are returned as {name}_{score}.
 
         model: a second network, to take these weights.
         """
-        if dataset is None or self.log.best is None or self.saver.is_unsaved("best.pt"):
-            reason = f"there is no {name}/" if dataset is None else "no weights are best"
-            self.log.say(f"the split {name} is not evaluated: {reason}")
-            return {}
-        place(model, self.world)
-        if self.world.is_main:
-            load_weights(Path(self.args.output_dir, "checkpoints", "best.pt"), model)
-        share_state(model, self.world)
-        scores = self._scored(model, dataset).scores()
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in scores.items())
-        self.log.say(f"best weights on the split {name}:  {shown}")
-        return {f"{name}_{key}": value for key, value in scores.items()}
+        return evaluate_best(self, model, dataset, name)
 
-    def _scored(self, model: nn.Module, dataset: LabelledPictures, keep: Callable | None = None) -> Scored | None:
+    def scored(self, model: nn.Module, dataset: LabelledPictures, keep: Callable | None = None) -> Scored | None:
         """A network on a data set; if the run is asked to end meanwhile, a checkpoint says that this is still due."""
         try:
             return self.evaluator.score(model, dataset, self.log.say, keep)

@@ -468,7 +468,8 @@ def test_processes_are_compared_before_they_work_together(folder, data, finished
         seen.append((args.lr, first_step, [len(dataset) for dataset in datasets if dataset]))
         raise InputError("they differ")
 
-    monkeypatch.setattr("common.run.check_same", compare)
+    for place in ("run", "trained"):
+        monkeypatch.setattr(f"common.{place}.check_same", compare)
     before = sorted(run.rglob("*"))
     evaluation = {"evaluate": 1, "checkpoint": run / "checkpoints" / "last.pt", "lr": 0.5}
     for output_dir, flags in (

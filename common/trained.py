@@ -1,0 +1,53 @@
+"""Trained weights on a data set: of a checkpoint that is evaluated alone, and the best of a run after its end."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from common.data.pictures import LabelledPictures
+from common.device.placement import place, share_state
+from common.device.world import check_same, synchronize
+from common.record.checkpoint import load_weights
+from common.record.log import Course, RunLog
+
+if TYPE_CHECKING:
+    from common.run import Run
+
+
+def evaluate_checkpoint(run: "Run", model: nn.Module, dataset: LabelledPictures) -> dict:
+    """See `Run.evaluate_checkpoint`."""
+    args, world = run.args, run.world
+    check_same(world, args, 0, dataset)
+    course = Course(images_per_step=args.eval_batch_size * world.size, started=run.stop.since)
+    title = run.title._replace(purpose="eval")
+    run.log = log = RunLog(args.output_dir, world, course, vars(args) | model.options, title)
+    log.say(*run.notes)
+    place(model, world)
+    started = time.perf_counter()
+    scored = run.scored(model, dataset, run.submission)
+    synchronize(world)
+    log.rate(len(dataset), time.perf_counter() - started)
+    if scored:
+        log.eval(scored, scored.details())
+        run.evaluator.show(log, model, dataset, scored)
+    if run.submission:
+        log.say(run.submission.note)
+    return log.finish()
+
+
+def evaluate_best(run: "Run", model: nn.Module, dataset: LabelledPictures | None, name: str) -> dict[str, float]:
+    """See `Run.evaluate_best`."""
+    if dataset is None or run.log.best is None or run.saver.is_unsaved("best.pt"):
+        reason = f"there is no {name}/" if dataset is None else "no weights are best"
+        run.log.say(f"the split {name} is not evaluated: {reason}")
+        return {}
+    place(model, run.world)
+    if run.world.is_main:
+        load_weights(Path(run.args.output_dir, "checkpoints", "best.pt"), model)
+    share_state(model, run.world)
+    scores = run.scored(model, dataset).scores()
+    shown = "  ".join(f"{key} {value:.4f}" for key, value in scores.items())
+    run.log.say(f"best weights on the split {name}:  {shown}")
+    return {f"{name}_{key}": value for key, value in scores.items()}
