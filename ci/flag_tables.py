@@ -72,6 +72,8 @@ CHINESE = {
     "evaluate": "在验证集上评测 `--checkpoint`，不训练",
     "checkpoint": "`--evaluate` 要评测的权重，本仓库或参考实现的均可",
     "validate": "训练期间进行评测",
+    "best_by": "由哪个分数（或哪个类别的 IoU）决定哪些权重最好；默认：第一个分数",
+    "stop_after": "连续多少次评测没有更好的分数后结束训练（0：从不）",
     "eval_every_epochs": "每隔多少个 epoch 评测并保存一次检查点",
     "eval_each_epoch_from": "训练进行到这一比例之后，每个 epoch 都评测",
     "output_dir": "本次运行的目录；未给出时在模型目录下",

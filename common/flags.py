@@ -171,6 +171,8 @@ FLAGS: dict[str, dict[str, tuple]] = {
             path,
             "with --evaluate: a folder for the predictions, in the form that the data set's server takes",
         ),
+        "best_by": (str, "the score, or the class by its IoU, that decides which weights are best; default: the first"),
+        "stop_after": (count, "end a training after so many evaluations without a better score (0: never)"),
         "eval_every_epochs": (positive, "epochs between two evaluations and checkpoints"),
         "eval_every_steps": (positive, "steps between two evaluations and checkpoints"),
         "eval_each_epoch_from": (amount, "from this share of the training on, evaluate after every epoch"),
@@ -202,6 +204,8 @@ RUN: dict[str, object] = {
     "skip_bad": 0,
     "load_from": "",
     "new_head": False,
+    "best_by": "",
+    "stop_after": 0,
     "clip_norm": 0.0,
     "loss": "ce",
     "class_weights": "",
@@ -319,7 +323,7 @@ ANOTHER_RUN = {
     "label_resize", "avg_non_ignore", "loss", "class_weights", "label_smoothing",
     "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
     "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
-    "clip_norm",
+    "clip_norm", "best_by",
     "seed", "train_split",
 }  # fmt: skip
 # It may have other values of these, and says so.
@@ -331,7 +335,8 @@ CHANGES = {
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.
 SAME_RUN = OF_ONE_PROCESS | {
     "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
-    "new_head", "eval_split", "max_minutes", "seeds", "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
+    "new_head", "eval_split", "max_minutes", "seeds", "stop_after",
+    "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
     "resume_anyway", "skip_bad", "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs",
     "log_every_steps", "prof", "prof_test", "prof_steps",
 }  # fmt: skip

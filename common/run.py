@@ -29,6 +29,7 @@ from common.errors import Stopped
 from common.nets.backbone import load_imagenet
 from common.record.bad_step import samples_of
 from common.record.checkpoint import Progress, check_evaluation, load_initial, load_model
+from common.record.choosing import check_choice
 from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
 from common.record.log import Course, RunLog
@@ -102,6 +103,7 @@ class Run:
         if not is_checked():
             check_data(self.args, self.datasets)
             check_views(self.views, self.datasets.val, model)
+            check_choice(self.args, self.datasets.val)
         self.submission = check_submission(self.args, self.datasets.val)
         if not self.args.evaluate:
             self.criterion = chosen_criterion(self.args, self.datasets.train)
@@ -185,6 +187,8 @@ class Run:
         )
         if self.resumed:
             self.progress = resume(self.resumed.content, self.amp)
+            if not self.continues:  # what was best is in another folder
+                self.progress = self.progress._replace(best=None, evaluations_since_best=0)
             self.resumed = self.resumed._replace(content={})  # it is as large as the network and its optimizer
         return optimizer
 
@@ -197,6 +201,8 @@ class Run:
         args, first_step = self.args, self.progress.steps_done
         check_same(self.world, args, first_step, *self.datasets)
         if self.continues:
+            if 0 < args.stop_after <= self.progress.evaluations_since_best:
+                self.length = self.length._replace(total_steps=first_step)
             self.result = finished_result(args.output_dir, first_step, self.length.total_steps, self.world)
         if self.result:
             return
@@ -220,6 +226,8 @@ class Run:
                 self.saver.save(step)
             if step + 1 < self.length.total_steps:  # what is left after the last one is soon done
                 self._heed()
+            elif step + 1 < todo.total_steps:  # by --stop_after
+                return
 
     def _heed(self) -> None:
         """Do what the processes have been asked for, from outside or by the clock: save, and end or go on."""
@@ -248,9 +256,10 @@ class Run:
 
     def _open_log(self) -> RunLog:
         """The log of the steps that are left."""
-        done, best = self.progress.steps_done, self.progress.best if self.continues else None
+        done, best, _, _, since_best = self.progress
         steps_per_epoch, _, total_steps = self.length
         course = Course(done, total_steps, steps_per_epoch, self.images_per_step, best, self.continues, self.stop.since)
+        course = course._replace(evaluations_since_best=since_best)
         log = RunLog(self.args.output_dir, self.world, course, vars(self.args), self.title)
         log.say(*self.notes)
         return log
@@ -276,6 +285,9 @@ class Run:
         if val_set is not None:
             scored = self.scored(self.model, val_set)
             is_best = self.log.eval(scored, scored.details())
+            if self.log.choice.is_enough(self.args.stop_after) and self._step + 1 < self.length.total_steps:
+                self.length = self.length._replace(total_steps=self._step + 1)
+                self.log.say(f"no better score in the last {self.args.stop_after} evaluations: the run ends here")
             self.log.pictures(self.evaluator.examples(self.model, val_set))
             if self._step + 1 == self.length.total_steps:
                 self.evaluator.show(self.log, self.model, val_set, scored)
@@ -288,8 +300,10 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether this process has come to the end of the schedule: not cut off, and not complete before it began."""
-        return self.result is None and self.log.step == self.length.schedule_steps
+        """Whether this process has come to the end of the schedule, or to that of --stop_after; not cut off."""
+        if self.result is not None:
+            return False
+        return self.log.step == self.length.schedule_steps or self.log.choice.is_enough(self.args.stop_after)
 
     def finish(self, more_scores: dict[str, float] | None = None) -> dict:
         """Write the result and the report; returns the result. more_scores: for it, besides those of the last step.

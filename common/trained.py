@@ -39,7 +39,7 @@ def evaluate_checkpoint(run: "Run", model: nn.Module, dataset: LabelledPictures)
 
 def evaluate_best(run: "Run", model: nn.Module, dataset: LabelledPictures | None, name: str) -> dict[str, float]:
     """See `Run.evaluate_best`."""
-    if dataset is None or run.log.best is None or run.saver.is_unsaved("best.pt"):
+    if dataset is None or run.log.choice.best is None or run.saver.is_unsaved("best.pt"):
         reason = f"there is no {name}/" if dataset is None else "no weights are best"
         run.log.say(f"the split {name} is not evaluated: {reason}")
         return {}

@@ -57,6 +57,8 @@ class Pictures(LabelledPictures):
     def name_of(self, index: int) -> str:
         return f"noise_{index}"
 
+    file_of = name_of
+
     def check(self, decode_images: bool, most_bad: int = 0) -> None:
         self.checked.append(decode_images)
 

@@ -197,13 +197,13 @@ def test_the_best_score_of_an_earlier_run_has_to_be_beaten(tmp_path):
     log = open_log(tmp_path / "run", best=0.5)
     bests = [log.eval(scored(miou=value)) for value in (0.4, math.nan, 0.5, 0.6, 0.55)]
     assert bests == [False, False, False, True, False]
-    assert log.best == 0.6
+    assert log.choice.best == 0.6
 
 
 def test_a_score_that_is_nan_is_never_the_best(tmp_path):
     log = open_log(tmp_path / "run")
     assert log.eval(scored(miou=math.nan)) is False
-    assert log.best is None
+    assert log.choice.best is None
     assert log.eval(scored(miou=0.0)) is True
 
 

@@ -72,7 +72,7 @@ def test_scores_are_reported_under_the_names_of_the_original_scripts(tmp_path, c
     assert lines[-3:-1] == ["Final Train Accuracy : 0.5000", "Final mIoU : 0.2500"]
     report = (tmp_path / "run" / REPORT).read_text().splitlines()
     assert report[7:9] == ["TrainAccuracy = 0.5000", "mIoU = 0.2500"]
-    assert report[9].startswith("ActualLoss = ") and log.best == 0.25
+    assert report[9].startswith("ActualLoss = ") and log.choice.best == 0.25
 
 
 # ---- final scores are those of the last step

@@ -31,6 +31,7 @@ class Progress(NamedTuple):
     best: float | None  # score so far
     images_per_step: int  # of all devices
     unscored: bool = False  # the evaluation after these steps was due, and ended before it was done
+    evaluations_since_best: int = 0
 
 
 def state_of(amp: Amp, progress: Progress, made_by: dict) -> tuple[dict, dict]:
@@ -300,9 +301,8 @@ def load_model(
 
     Our files say which arguments `build_model` takes. Of others' files the tensors tell some; `otherwise` holds the
     others, and the number of classes where it is not the file that decides. An ONNX file of an export.py takes the
-    place of the network. say: takes a line that says what the file is; None: it
-    goes to the error output. Raises InputError for a file that is not of this
-    folder's network.
+    place of the network. say: takes a line that says what the file is; None: it goes to the error output. Raises
+    InputError for a file that is not of this folder's network.
     """
     if Path(path).suffix == ".onnx":
         return _onnx_network(check_exists(path), build_model.__annotations__["return"].__name__)

@@ -23,6 +23,7 @@ from common.device.watching import END, mark
 from common.device.world import World, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged
 from common.record.bad_step import Recent
+from common.record.choosing import Choice
 from common.record.environment import environment
 from common.record.files import write_json
 from common.record.folder import open_folder
@@ -46,6 +47,7 @@ class Course(NamedTuple):
     best: float | None = None  # score of the steps before, where this continues a run
     continues: bool = False  # in the folder of the run that did the steps before
     started: float | None = None  # when the process began, in seconds of the clock; None: now
+    evaluations_since_best: int = 0  # of the steps before
 
 
 class RunLog:
@@ -65,7 +67,8 @@ class RunLog:
     def __init__(self, output_dir: str | Path, world: World, course: Course, config: dict, title: Title):
         self.output_dir, self.world, self.course = Path(output_dir), world, course
         self.config, self.title = config, title
-        self.step, self.best = course.first_step, course.best
+        self.step = course.first_step
+        self.choice = Choice(config.get("best_by", ""), course.best, course.evaluations_since_best)
         self.loss, self.scores, self.details = float("nan"), {}, {}  # of the last line, of the last evaluation
         self.started = course.started or time.time()  # of this piece, less what the pieces before have taken
         self._scored_step, self._unrecorded = None, False
@@ -201,16 +204,13 @@ class RunLog:
     # ---- evaluation
 
     def eval(self, metric: Metric, details: dict | None = None) -> bool:
-        """Report an evaluation after the present step; returns whether it is the best so far, by the first score.
+        """Report an evaluation after the present step; returns whether it is the best so far: see `Choice`.
 
         metric: of the whole data set, summed over the processes. details: what result.json says besides its scores.
         """
         scores = metric.scores()
         self.scores, self.details, self._scored_step = scores, details or {}, self.step
-        value = next(iter(scores.values()))
-        is_best = not math.isnan(value) and (self.best is None or value > self.best)
-        if is_best:
-            self.best = value
+        is_best = self.choice.takes(scores, metric.class_scores())
         if self.world.is_main:
             self._report_evaluation(metric, is_best)
         self.restart_clock()
@@ -218,7 +218,7 @@ class RunLog:
 
     def _report_evaluation(self, metric: Metric, is_best: bool) -> None:
         scores, class_iou = self.scores, metric.class_scores()  # nan for a class that does not occur
-        row = {"kind": "eval", "step": self.step, **scores, "best": self.best, "pixels": metric.pixels()}
+        row = {"kind": "eval", "step": self.step, **scores, "best": self.choice.best, "pixels": metric.pixels()}
         row |= {"details": self.details} if self.details else {}
         if class_iou:
             row["class_iou"] = class_iou
@@ -283,7 +283,7 @@ class RunLog:
             "steps": self.step,
             "images_per_second": self._rated_images / self._rated_seconds if self._rated_seconds else None,
             "loss": None if math.isnan(self.loss) else self.loss,
-            "best": self.best,
+            "best": self.choice.best,
             "scores": list(scores),
             **scores,
             **details,
@@ -291,6 +291,8 @@ class RunLog:
             "output_dir": str(self.output_dir),
         }
         result |= determinism.found()
+        if self.choice.is_enough(self.config.get("stop_after", 0)):
+            result |= {"stopped_early": f"no better score in {self.choice.evaluations_since} evaluations"}
         if skipped:
             result |= {"skipped_samples": len(skipped), "skipped": list(skipped)}
             self.say(f"{len(skipped)} training samples could not be read and were replaced; result.json lists them")

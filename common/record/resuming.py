@@ -117,7 +117,8 @@ def resume(content: dict, amp: Amp) -> Progress:
         group.clear()
         group.update(values, params=parameters)
     amp.load_state_dict(content["amp"])
-    return Progress(content["steps_done"], content["best"], content["images_per_step"], content.get("unscored", False))
+    # files of earlier versions lack some
+    return Progress(**{name: content[name] for name in Progress._fields if name in content})
 
 
 def _check_optimizer(saved: dict, optimizer: Optimizer) -> None:

@@ -71,7 +71,9 @@ class Saver:
         mark("save")
         self.log.flush(self.amp.optimizer, self.amp)  # looks at the losses
         if self.amp.world.is_main:
-            progress = Progress(step + 1, self.log.best, self.log.course.images_per_step, unscored)
+            choice = self.log.choice
+            images_per_step = self.log.course.images_per_step
+            progress = Progress(step + 1, choice.best, images_per_step, unscored, choice.evaluations_since)
             weights, state = state_of(self.amp, progress, self.made_by)
             if where := not_finite(state):
                 words = (

@@ -9,6 +9,8 @@ from torch import Tensor
 from common import IGNORE_INDEX
 from common.device.world import sum_over_ranks
 
+EVAL_LOSS = "eval_loss"  # the loss of an evaluation, among its scores
+
 
 class Metric(Protocol):
     """What is counted over a data set: `ConfusionMatrix`, for example."""

@@ -18,7 +18,7 @@ from common.scores.evaluate import Evaluation, OutOfMemory, evaluate, example_pa
 from common.scores.gallery import EXAMPLES as FOLDER
 from common.scores.gallery import MATRIX, write_gallery
 from common.scores.images import ImageScores
-from common.scores.metrics import Metric
+from common.scores.metrics import EVAL_LOSS, Metric
 from common.scores.views import Size, Views
 
 EXAMPLES = 3  # pictures kept of every evaluation of a training
@@ -34,7 +34,7 @@ class Scored(NamedTuple):
 
     def scores(self) -> dict[str, float]:
         """Those of the metric, and the validation loss; the first one chooses the best checkpoint."""
-        return {**self.metric.scores(), "eval_loss": self.images.loss()}
+        return {**self.metric.scores(), EVAL_LOSS: self.images.loss()}
 
     def class_scores(self) -> dict[str, float]:
         """IoU by class name."""
