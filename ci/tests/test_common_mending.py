@@ -137,10 +137,12 @@ def test_masks_that_are_said_in_another_way_become_0_and_255(tmp_path):
     assert (MaskFiles().read(tmp_path / "mended" / "valid_GT" / "a_segmentation.png").values == truth).all()
 
 
-@pytest.mark.parametrize("given", ["inside", "taken", "hopeless"])
+@pytest.mark.parametrize("given", ["inside", "taken", "below a file", "hopeless"])
 def test_nothing_is_written_where_it_cannot_be_used(tmp_path, given, capsys):
     voc = Voc(tmp_path / "data")
-    target = {"inside": voc.root / "new", "taken": voc.voc, "hopeless": tmp_path / "new"}[given]
+    target = {"inside": voc.root / "new", "taken": voc.voc, "hopeless": tmp_path / "new"}.get(
+        given, voc.image("a") / "new"
+    )
     if given == "hopeless":
         for name in "ab":
             voc.mask(name).write_bytes(b"")

@@ -66,6 +66,9 @@ def check_target(target: Path, root: Path) -> None:
         raise InputError(f"--fix {target} is there already; name a folder that is new or empty")
     if target.resolve().is_relative_to(root.resolve()):
         raise InputError(f"--fix {target} lies in the data, {root}; name a folder beside it")
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--fix {target} cannot be made in {there}; name a folder in one that can be written to")
     if not root.is_dir():
         raise InputError(f"--fix writes beside a folder of data, and --data_path {root} is none; name yours")
 
