@@ -121,3 +121,13 @@ def test_classes_of_masks():
     for values, colours in (([1], []), ([0, 1], [(0, 0, 0)]), (range(256), [])):
         with pytest.raises(InputError, match="D"):
             classes_of_masks(values, colours, "D")
+
+
+def test_masks_with_smoothed_edges_show_no_classes():
+    for values, colours in (([*range(0, 255, 15), 255], []), ([], [(0, 0, number) for number in range(65)])):
+        with pytest.raises(
+            InputError, match="D show (18 values up to 255|65 colours), as those with smoothed edges do"
+        ):
+            classes_of_masks(values, colours, "D")
+    for values, colours in ((range(183), []), ([], [(0, 0, number) for number in range(64)])):
+        assert len(classes_of_masks(values, colours, "D").names) == len(values) + len(colours)

@@ -129,18 +129,21 @@ def test_masks_that_are_said_in_another_way_become_0_and_255(tmp_path):
     for split in ("train", "valid"):
         for folder in (split, f"{split}_GT"):
             (tmp_path / "isic" / folder).mkdir(parents=True)
-        noise = np.random.default_rng(ord(split[0])).integers(0, 256, (*SIZE, 3), np.uint8)
+        noise = np.zeros((*SIZE, 3), np.uint8)  # the same in both splits: to train on what is scored is meant then
         Image.fromarray(noise).save(tmp_path / "isic" / split / "a.png")
         Image.fromarray(red).save(tmp_path / "isic" / f"{split}_GT" / "a_segmentation.png")
     code, done = fixed("AttentionUNet", tmp_path / "isic", tmp_path / "mended")
-    assert (code, done["labels_anew"]) == (0, {"colours": 2})
+    assert (code, done["labels_anew"], done["left_out"]) == (2, {"colours": 2}, [])
+    assert ["more than one split: 1;" in problem["reason"] for problem in done["problems"]] == [True]
     assert (MaskFiles().read(tmp_path / "mended" / "valid_GT" / "a_segmentation.png").values == truth).all()
 
 
-@pytest.mark.parametrize("given", ["inside", "taken", "hopeless"])
+@pytest.mark.parametrize("given", ["inside", "taken", "below a file", "hopeless"])
 def test_nothing_is_written_where_it_cannot_be_used(tmp_path, given, capsys):
     voc = Voc(tmp_path / "data")
-    target = {"inside": voc.root / "new", "taken": voc.voc, "hopeless": tmp_path / "new"}[given]
+    target = {"inside": voc.root / "new", "taken": voc.voc, "hopeless": tmp_path / "new"}.get(
+        given, voc.image("a") / "new"
+    )
     if given == "hopeless":
         for name in "ab":
             voc.mask(name).write_bytes(b"")

@@ -38,6 +38,8 @@ def mask(path: Path, number: int = 0, classes: int = 3, kind="ids") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = ids_of(number, classes)
     image = Image.fromarray(np.array(COLOURS, np.uint8)[ids] if kind == "colours" else ids)
+    if kind == "levels":
+        image = Image.merge("RGB", [image] * 3)
     if kind == "palette":
         image.putpalette([value for colour in VOC for value in colour])
     image.save(path)
@@ -115,7 +117,7 @@ def test_what_does_not_fit_together_is_named(tmp_path):
 
 
 def cvat(root: Path) -> None:
-    """Segmentation mask 1.1."""
+    """Segmentation mask 1.1: a picture that nobody has annotated yet has no mask, and stands in no list."""
     folder_of(root, images="JPEGImages", masks="SegmentationClass", ending=".png", kind="colours")
     folder_of(root, images="JPEGImages", masks="SegmentationObject", ending=".png", kind="colours")
     lines = [
@@ -124,32 +126,49 @@ def cvat(root: Path) -> None:
     (root / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *lines]) + "\n")
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
-    (lists / "default.txt").write_text("\n".join(f"p{number}" for number in range(6)))
+    for name, numbers in (("Train", range(4)), ("Validation", range(4, 6))):  # subsets, as their owner calls them
+        (lists / f"{name}.txt").write_text("\n".join(f"p{number}" for number in numbers))
+    picture(root / "JPEGImages" / "later.png")
 
 
 def labelme(root: Path) -> None:
-    """labelme2voc: indices of PASCAL VOC's palette."""
+    """labelme2voc: indices of PASCAL VOC's palette, 255 for __ignore__; class_names.txt ends without a new line."""
     folder_of(root, images="JPEGImages", masks="SegmentationClass", ending=".png", kind="palette")
     (root / "SegmentationClassVisualization").mkdir()
-    (root / "class_names.txt").write_text("_background_\nb\nc\n")
+    (root / "SegmentationClassNpy").mkdir()
+    (root / "class_names.txt").write_text("_background_\nb\nc")
+
+
+def labelme_before(root: Path) -> None:
+    """The same of earlier versions: arrays are in SegmentationClass, and the masks in a folder of their own."""
+    labelme(root)
+    (root / "SegmentationClass").rename(root / "SegmentationClassPNG")
+    (root / "SegmentationClass").mkdir()
+    (root / "SegmentationClass" / "p0.npy").write_bytes(b"an array")
 
 
 def supervisely(root: Path) -> None:
-    """Export as masks: a folder for each data set."""
-    for name, kind in (("masks_machine", "ids"), ("masks_human", "colours")):
+    """Export as masks: a folder for each data set; machine masks are RGB files of grey levels."""
+    for name, kind in (("masks_machine", "levels"), ("masks_human", "colours")):
         folder_of(root / "dataset 1", images="img", masks=name, ending=".png", kind=kind)
+    (root / "dataset 1" / "ann").mkdir()
     (root / "obj_class_to_machine_color.json").write_text(json.dumps({"b": [1, 1, 1], "c": [2, 2, 2]}))
     (root / "meta.json").write_text("{}")
 
 
 def roboflow(root: Path) -> None:
-    """PNG masks, semantic: pictures and masks side by side."""
-    for split, count in (("train", 4), ("valid", 2)):
+    """PNG masks, semantic: pictures and masks side by side, called by what they were and a hash."""
+    for split, count in (("train", 4), ("valid", 2), ("test", 1)):
         folder_of(root, count, images=split, masks=split)
+        for path in (root / split).iterdir():
+            name, _, ending = path.name.partition("." if path.name.count("_") == 0 else "_")
+            ending = f"_{ending}" if "_" in path.name else f".{ending}"
+            path.rename(path.with_name(f"{name}_jpg.rf.c0ffee{ending}"))
         (root / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, b\n2, c\n")
+    (root / "README.roboflow.txt").write_text("about the project")
 
 
-@pytest.mark.parametrize("tool", [cvat, labelme, supervisely, roboflow])
+@pytest.mark.parametrize("tool", [cvat, labelme, labelme_before, supervisely, roboflow])
 def test_exports_of_annotation_tools_are_read_as_they_come(tmp_path, tool):
     tool(tmp_path)
     data = find_own(tmp_path)
@@ -158,7 +177,21 @@ def test_exports_of_annotation_tools_are_read_as_they_come(tmp_path, tool):
     pairs = [*data.files.train, *data.files.val]
     assert len(pairs) == 6
     for pair in pairs:
-        assert (read(pair)[1] == ids_of(int(pair.image.stem[1:]))).all()
+        assert (read(pair)[1] == ids_of(int(pair.image.stem[1]))).all()
+    assert ("1 pictures of JPEGImages without a mask are left out" in data.note) == (tool is cvat)
+    assert len(data.files.val) == (2 if tool in (cvat, roboflow) else 1)
+
+
+def test_an_export_without_pictures_and_masks_with_loss_are_named(tmp_path):
+    folder_of(tmp_path / "data", images="JPEGImages", masks="SegmentationClass", ending=".png")
+    (tmp_path / "data" / "JPEGImages").rename(tmp_path / "away")
+    with pytest.raises(InputError, match="masks alone are no data: export them with their pictures"):
+        find_files(tmp_path / "data")
+    root = folder_of(tmp_path / "other", ending=".png")
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(InputError, match=r"keeps each value .*, and p0\.jpg is not; give the original masks, as PNG"):
+        find_files(root)
 
 
 # ---- training

@@ -22,6 +22,8 @@ from common.record.files import write_atomically
 
 CLASSES_FILE = "classes.json"
 MOST_CLASSES = IGNORE_INDEX - 1  # 254 is what the reader of labels calls a value without a class
+# More than so many colours, or than so many values up to such a high one, are no classes that somebody has drawn.
+MOST_FOUND_COLOURS, MOST_FOUND_VALUES, HIGHEST_FOUND_VALUE = 64, 16, 200
 FORM = '{"classes": [{"name": "road", "ids": [0], "colour": [128, 64, 128]}, ...], "ignore_ids": [255]}'
 
 
@@ -254,15 +256,21 @@ def classes_of_masks(values: Iterable[int], colours: Iterable[Colour], where: st
         raise InputError(
             f"the masks of {where} are of ids and of colours; convert them to one kind, or write a {CLASSES_FILE}"
         )
+    counted = [value for value in values if value != IGNORE_INDEX]
+    if len(colours) > MOST_FOUND_COLOURS or (len(counted) > MOST_FOUND_VALUES and counted[-1] > HIGHEST_FOUND_VALUE):
+        what = f"{len(colours)} colours" if colours else f"{len(values)} values up to {values[-1]}"
+        raise InputError(
+            f"the masks of {where} show {what}, as those with smoothed edges do; save masks without them, or write a "
+            f"{CLASSES_FILE} if all of them are classes"
+        )
     if colours:
         named = tuple(
             OwnClass("background" if colour == (0, 0, 0) else "colour_{:02x}{:02x}{:02x}".format(*colour), (n,), colour)
-            for n, colour in enumerate(colours[:256])
+            for n, colour in enumerate(colours)
         )
         return checked(Classes(named, _ignored(named)), where)
     if values == [0, IGNORE_INDEX]:
         foreground = OwnClass("foreground", (IGNORE_INDEX,), (255, 255, 255))
         return Classes((OwnClass("background", (0,), (0, 0, 0)), foreground), ())
-    counted = [value for value in values if value != IGNORE_INDEX]
     named = tuple(OwnClass(f"class_{value}", (value,), distinct_colour(value)) for value in counted)
     return checked(Classes(named), where)

@@ -82,9 +82,9 @@ class LabelTable(NamedTuple):
         if self.has_one_bit and stored.mode == "1":
             stored = stored._replace(values=stored.values.astype(np.uint8), mode="L")
         if stored.mode not in ("L", "P"):
+            but = "" if self.by_colour else " (a file of colours cannot be used)"
             raise InputError(
-                f"{path} is a {stored.mode} image; labels are 8-bit single-channel files of ids (a file of "
-                "colours cannot be used): give those"
+                f"{path} is a {stored.mode} image; labels are 8-bit single-channel files of ids{but}: give those"
             )
         values, note, table = stored.values, "", self.train_ids
         if stored.mode == "P" and not self._is_published(stored.palette):

@@ -66,6 +66,9 @@ def check_target(target: Path, root: Path) -> None:
         raise InputError(f"--fix {target} is there already; name a folder that is new or empty")
     if target.resolve().is_relative_to(root.resolve()):
         raise InputError(f"--fix {target} lies in the data, {root}; name a folder beside it")
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--fix {target} cannot be made in {there}; name a folder in one that can be written to")
     if not root.is_dir():
         raise InputError(f"--fix writes beside a folder of data, and --data_path {root} is none; name yours")
 
@@ -76,6 +79,10 @@ def mend(datasets: Datasets, surveys: Mapping[str, Survey], root: Path, target: 
     Raises InputError where nothing would be left of a split, and where the folder cannot be written.
     """
     bad = dict(_bad_pairs(surveys))
+    if all(
+        ("train", look.image) in bad for look in surveys["train"].looks
+    ):  # meant to be: what is scored is trained on
+        bad = {key: reason for split, each in surveys.items() for key, reason in _bad_pairs({split: each})}
     chosen: dict[str, list[Look]] = {}
     for split, each in surveys.items():
         chosen[split] = [look for look in each.looks if (split, look.image) not in bad]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from common.data.decode import IMAGE_SUFFIXES
 from common.errors import InputError
 
-IMAGE_FOLDERS = ("images", "imgs", "img", "JPEGImages")
+VOC_IMAGES = "JPEGImages"
+IMAGE_FOLDERS = ("images", "imgs", "img", VOC_IMAGES)
 # of several the first: of PASCAL VOC the masks of all pictures, of labelme2voc those that are no arrays, of Supervisely
 # those of class ids rather than of colours to look at
 MASK_FOLDERS = (
@@ -59,8 +60,19 @@ def find_files(root: str | Path) -> OwnFiles:
     pairs = _pairs_in(root) or [pair for folder in _subfolders(root) for pair in _pairs_in(folder)]
     if not pairs:
         there = _first(sorted(path.name for path in root.iterdir())) or "nothing"
-        raise InputError(f"no pictures with masks in {root} (it holds {there}); {NEEDED}")
-    return _listed(pairs, root) or _drawn(pairs, root)
+        alone = any(_folder_of(folder, MASK_FOLDERS) for folder in (root, *_subfolders(root)))
+        hint = "masks alone are no data: export them with their pictures; " if alone else ""
+        raise InputError(f"no pictures with masks in {root} (it holds {there}); {hint}{NEEDED}")
+    found = _listed(pairs, root) or _drawn(pairs, root)
+    return found._replace(note=found.note + _unlabelled(pairs))
+
+
+def _unlabelled(pairs: list[Pair]) -> str:
+    """How many pictures of PASCAL VOC's folder have no mask, for people; '' where all have one."""
+    folders = {pair.image.parent for pair in pairs if pair.image.parent.name == VOC_IMAGES}
+    count = sum(len(_files(folder, IMAGE_SUFFIXES)) for folder in folders)
+    count -= sum(pair.image.parent in folders for pair in pairs)
+    return f"; {count} pictures of {VOC_IMAGES} without a mask are left out" if count else ""
 
 
 def _part(root: Path, names: tuple[str, ...]) -> list[Pair]:
@@ -95,8 +107,10 @@ def _subfolders(root: Path) -> list[Path]:
 def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
     """Each picture with the mask of its name, sorted by name.
 
-    A mask may have one of the usual endings, or the picture's whole name before its own suffix (a.jpg.png). Raises
-    InputError for pictures without a mask, masks without a picture, and two that could be meant, with their names.
+    A mask may have one of the usual endings, or the picture's whole name before its own suffix (a.jpg.png). PASCAL
+    VOC's folder of pictures, and that of tools which follow it, also holds pictures without a mask: they are left out.
+    Raises InputError for pictures without a mask in other folders, masks without a picture, and two that could be
+    meant, with their names.
     """
     beside = images_dir == masks_dir
     images: dict[str, Path] = {}
@@ -114,6 +128,13 @@ def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
         if name in masks:
             raise InputError(f"{masks[name]} and {path.name} could both be the mask of {name}; take one of them away")
         masks[name] = path
+    if not masks and (others := _files(masks_dir, IMAGE_SUFFIXES)) and not beside:
+        raise InputError(
+            f"the masks of {masks_dir} have to be of a kind that keeps each value ({', '.join(MASK_SUFFIXES)}), and "
+            f"{others[0].name} is not; give the original masks, as PNG"
+        )
+    if images_dir.name == VOC_IMAGES:
+        images = {name: path for name, path in images.items() if name in masks}
     _refuse(images, masks, f"pictures of {images_dir} have no mask in {masks_dir}", masks_dir)
     _refuse(masks, images, f"masks of {masks_dir} have no picture in {images_dir}", images_dir)
     return [Pair(images[name], masks[name]) for name in sorted(images)]
@@ -159,8 +180,9 @@ def _refuse(these: dict[str, Path], those: dict[str, Path], problem: str, folder
 def _listed(pairs: list[Pair], root: Path) -> OwnFiles | None:
     """The split that two lists of names say: train.txt and val.txt; None where they are not there."""
     for folder in LISTS:
-        paths = [root / folder / f"{split}.txt" for split in SPLITS]
-        if all(path.is_file() for path in paths):
+        lists = {path.stem.lower(): path for path in sorted((root / folder).glob("*.txt"))}
+        paths = [next((lists[name] for name in names if name in lists), None) for names in SPLITS.values()]
+        if all(paths):
             by_name = {pair.image.stem: pair for pair in pairs}
             train, val = (_read_list(path, by_name) for path in paths)
             if both := [pair.image.name for pair in train if pair in set(val)]:

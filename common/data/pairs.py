@@ -118,7 +118,8 @@ def check_pairs(
     if checked and all(label.as_mask for label in checked):
         raise InputError(
             f"all {len(checked)} labels, {pairs[0][1]} for one, hold class 0 and ignored pixels (255) alone, "
-            "as masks of 0 and 255 do when they are read as class ids; give labels that hold the ids of classes"
+            "as masks of 0 and 255 do when they are read as class ids; give labels that hold the ids of classes: where "
+            "there are two classes, common.tools.check --fix writes them"
         )
     if notes := [label.note for label in checked if label.note]:
         more = f" (and so for {len(notes) - 1} other label files)" if len(notes) > 1 else ""
