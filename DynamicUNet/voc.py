@@ -16,6 +16,7 @@ from common import IGNORE_INDEX
 from common.data.decode import IMAGE_SUFFIXES
 from common.data.labels import Label, LabelKind, LabelTable
 from common.data.pairs import PairReader
+from common.data.pictures import TRAINVAL
 from common.errors import InputError
 from common.scores.drawing import palette_picture
 
@@ -63,7 +64,9 @@ def find_pairs(root: str | Path, split: str, dataset: str = "pascal_voc") -> lis
     root = Path(root)
     voc = _voc_folder(root)
     lists = voc / "ImageSets" / "Segmentation"
-    listed = _read_list(lists / f"{split}.txt")
+    in_parts = split == TRAINVAL and not (lists / f"{split}.txt").exists()
+    parts = ("train", "val") if in_parts else (split,)
+    listed = {name: line for part in parts for name, line in _read_list(lists / f"{part}.txt").items()}
     masks = next(folder for folder in (voc / "SegmentationClass", voc / AUGMENTED) if folder.is_dir())
     pairs = _pairs_of(listed, voc / "JPEGImages", masks, ".png")
     if dataset == "pascal_aug" and split != "val":

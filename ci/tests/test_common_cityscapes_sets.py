@@ -35,6 +35,25 @@ def test_the_splits_have_their_pairs_and_only_what_is_asked_for(folder, tiny_cit
     assert module(folder, "data").validation_images(root) == [pair.image for pair in val_set.pairs]
 
 
+def test_training_on_train_and_val_is_said(folder, tiny_cityscapes, capsys):
+    root = tiny_cityscapes(train=3, val=2)
+    data = datasets(folder, root, train_split="trainval")
+    assert data.train.pairs == find_pairs(root, "train") + find_pairs(root, "val")
+    assert (data.val.pairs, data.train.split) == (find_pairs(root, "val"), "trainval")
+
+    class Model:
+        def check_shape(self, shape):
+            pass
+
+    _, model = data.with_network(Model())
+    model.data_info = dict(model.data_info)  # as its checkpoint has it
+    datasets(folder, root, evaluate=True).with_network(model)
+    line = "note: the split val is training data (--train_split trainval): its scores say nothing of new pictures\n"
+    assert capsys.readouterr().out == 2 * line
+    datasets(folder, root).with_network(Model())
+    assert capsys.readouterr().out == ""
+
+
 def test_the_folder_chooses_the_augmentation(folder, tiny_cityscapes):
     train_set, val_set, _ = datasets(folder, tiny_cityscapes())
     assert type(train_set) is (DistortedCrops if folder in DISTORTED else BlurredCrops)

@@ -17,6 +17,7 @@ from common.errors import Failed
 from common.run import Run
 from common.scores.classes import absent, class_table, never_predicted
 from common.scores.gallery import CELL, FULL, WHITE, draw_matrix
+from common.scores.metrics import ConfusionMatrix
 from common.scores.views import Views
 from common.start import carry_out
 
@@ -141,4 +142,8 @@ def test_what_is_counted_of_each_class_by_hand():
     sea = {"truth_pixels": 4, "predicted_pixels": 3, "iou": 2 / 5, "accuracy": 2 / 4, "precision": 2 / 3, "dice": 4 / 7}
     assert table["sea"] == pytest.approx(sea)
     assert table["boat"]["precision"] is None and table["boat"]["iou"] == 0
+    matrix = ConfusionMatrix(4)
+    matrix.bins[:16] = confusion.flatten()
+    assert matrix.scores()["frequency_weighted_iou"] == pytest.approx((6 * 5 / 11 + 4 * 2 / 5) / 13)
+    assert matrix.scores()["mean_dice"] == pytest.approx((10 / 16 + 4 / 7 + 0) / 3)
     assert absent(table) == ["moon"] and never_predicted(table) == ["boat"]

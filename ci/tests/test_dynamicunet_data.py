@@ -147,6 +147,16 @@ def test_the_splits_have_their_pairs_and_only_what_is_asked_for(devkit):
     assert validation_images(root) == [pair.image for pair in find_pairs(root, "val")]
 
 
+def test_train_and_val_together_are_those_of_their_list_or_of_both(augmented):
+    """With SBD, the pictures of val keep VOC's masks."""
+    both = sorted(find_pairs(augmented, "train") + find_pairs(augmented, "val"))
+    assert find_pairs(augmented, "trainval") == both
+    more = find_pairs(augmented, "trainval", "pascal_aug")
+    assert set(more) == {*find_pairs(augmented, "train", "pascal_aug"), *find_pairs(augmented, "val")}
+    write_list(augmented / "VOC2012" / "ImageSets" / "Segmentation" / "trainval.txt", [both[0].image.stem])
+    assert find_pairs(augmented, "trainval") == both[:1]
+
+
 def test_lists_may_be_in_any_order_and_have_blank_lines(devkit):
     root = devkit(train=3)
     path = root / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"

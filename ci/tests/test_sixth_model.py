@@ -85,7 +85,7 @@ def tree(tmp_path_factory):
     change(
         folder / "presets.py",
         ('    "backbone": "resnet50",\n', ""),
-        (', "backbone": ["resnet50", "resnet101", "resnet152"]', ""),
+        ('    "backbone": ["resnet50", "resnet101", "resnet152"],\n', ""),
         ('"icnet"', '"plainnet"'),
     )
     for script in ("predict.py", "export.py"):

@@ -4,8 +4,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ from common.data.decode import IMAGE_SUFFIXES, large_pictures, open_image
 from common.errors import ExitCode, InputError
 from common.record.files import writable_folder
 from common.scores.drawing import colour, name_of, overlay, palette_picture, shares, with_legend
-from common.values import probability
+from common.scores.inputs import LIST_SUFFIX, listed, matching
+from common.values import positive, probability
 
 LEAST_WINDOW = 64  # pixels of a side
 NEARLY_ALL = 0.99  # share of a picture from which on it is said that one class covers it
@@ -27,9 +27,16 @@ OVERLAY_PIXELS = 1 << 25  # an overlay is for looking at: that of a larger pictu
 def parse_predict_args(options: dict[str, list[str] | str | int], description: str, argv: list[str] | None = None):
     """Flags of a predict.py. options: see `parse_with_network`."""
     parser = Parser(description=description)
-    parser.add_argument("--input", required=True, nargs="+", help="images, or folders that are searched for images")
+    parser.add_argument(
+        "--input", required=True, nargs="+",
+        help="images, folders that are searched for images, patterns such as 'shots/*.jpg', lists of images (.txt)",
+    )  # fmt: skip
     parser.add_argument("--output", default="predictions", help="folder for the pictures; default: predictions")
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "gpu", "cpu"), default="auto")
+    parser.add_argument(
+        "--batch_size", type=positive, default=1, metavar="N",
+        help="images that go through the network together, where neighbours have one size; default: 1",
+    )  # fmt: skip
     parser.add_argument(
         "--window", type=_window, default=None, metavar="N",
         help="pictures above 8 megapixels are predicted by overlapping windows of side N; default: 2048; 0: whole",
@@ -54,15 +61,18 @@ def _window(text: str) -> int:
 def find_images(source: str | Path) -> list[tuple[Path, Path]]:
     """The image, or every image below a folder, sorted, each with the folder that its results' names begin in.
 
+    Also those that a pattern matches, or a list of images (.txt) names, a path a line: see `common.scores.inputs`.
     Of a folder, files and folders whose names begin with a dot are left out: ._photo.jpg holds notes of macOS, and
     .thumbnails small copies. Links to folders are followed. What else is no image by its name is counted, in a line.
     Raises InputError when there is none.
     """
     source = Path(source)
     if source.is_file():
-        return [(source, source.parent)]
+        return listed(source) if source.suffix.lower() == LIST_SUFFIX else [(source, source.parent)]
+    if not source.is_dir() and (found := matching(str(source))):
+        return found
     if not source.is_dir():
-        raise InputError(f"--input {source}: no such file or folder; give an image or a folder of images")
+        raise InputError(f"--input {source}: no such file or folder; give an image, a folder, a pattern or a list")
     files = sorted(_files_below(source))
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     kinds = Counter(path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in IMAGE_SUFFIXES)
@@ -122,48 +132,34 @@ def predict(
 ) -> list[Path]:
     """Write for each image <name>_color.png, <name>_overlay.png and <name>_ids.png (class ids, in a palette).
 
-    build_model, from_reference: the folder's. info: the `DatasetInfo` of the published data, for checkpoints that do
-    not say what they were trained on. to_input: (PIL picture in RGB, options of the network) -> what the network takes
-    of it, [3, h, w], where that is not the picture itself;
-    logits of another size than the picture are resized to it.
+    build_model, from_reference, info, to_input: the folder's, as `common.scores.network.Code` has them.
     Images of a folder keep their subfolders; see `result_names`. An output folder within the input is not searched for
     images. Returns the overlays. An image that cannot be predicted is listed at the end, and all others are done: then
     the program ends with ExitCode.OMISSIONS, or with InputError where none was done.
     """
     import torch
 
-    from common.data.colours import picture_to_input
-    from common.device.placement import place
     from common.device.world import card_of_environment, find_device_type, setup
-    from common.record.checkpoint import load_model
-    from common.scores.windows import WINDOW, Segmenter
+    from common.scores.network import Code, open_network
+    from common.scores.windows import WINDOW
 
     _check_two_classes(args, info)
     images = _without_output({path: root for source in args.input for path, root in find_images(source)}, args)
     names = result_names(images)
-    model = load_model(args.checkpoint, build_model, from_reference, {"num_classes": info.num_classes, **args.options})
-    if model.data_info:
-        info = type(info).of_description(model.data_info)
-    prepare = (
-        partial(to_input, options=model.options)
-        if to_input
-        else partial(picture_to_input, mean=info.mean, std=info.std)
-    )
+    code, options = Code(build_model, from_reference, info, to_input), {"num_classes": info.num_classes, **args.options}
     world = setup(args.device, card_of_environment(find_device_type(args.device)))
+    network = open_network(
+        args.checkpoint, code, options, world, window=WINDOW if args.window is None else args.window,
+        threshold=args.threshold, probabilities=args.probabilities,
+    )  # fmt: skip
+    info = network.info
     torch.backends.cudnn.benchmark = False  # pictures have sizes of their own: the search would be paid for each
     output = writable_folder(args.output, "--output")
-    # a network that is given a picture at a size of its own has to see all of it
-    window = 0 if to_input else WINDOW if args.window is None else args.window
-    segmenter = Segmenter(place(model, world).eval(), prepare, world, window, args.threshold, args.probabilities)
 
     written, failed = [], []
-    for number, path in enumerate(images, start=1):
-        try:
-            with large_pictures():
-                image = open_image(path)
-            seen = _seen_in(path, image, segmenter)
-        except InputError as error:
-            failed.append(error)
+    for number, (path, image, seen) in enumerate(_all_seen(images, network.segmenter, args.batch_size), start=1):
+        if isinstance(seen, InputError):
+            failed.append(seen)
             continue
         found = shares(seen.ids)
         written.append(_write(output / names[path], image, seen, found, info))
@@ -192,21 +188,58 @@ def _in_words(found: dict[int, float], info) -> str:
     return ", ".join(classes[:SHOWN_SHARES]) + more + alone
 
 
+def _all_seen(paths: Iterable[Path], segmenter, batch_size: int) -> Iterator[tuple[Path, Image.Image | None, object]]:
+    """(path, picture, what is seen in it, or the InputError that says why nothing is), in the order of the paths.
+
+    Neighbours of one size go through the network together, up to `batch_size` of them; where that is too much for the
+    memory, one by one.
+    """
+    waiting: list[tuple[Path, Image.Image]] = []
+    for path in paths:
+        try:
+            with large_pictures():
+                image, problem = open_image(path), None
+        except InputError as error:
+            image, problem = None, error
+        if waiting and (problem or image.size != waiting[0][1].size):
+            yield from _seen_together(waiting, segmenter)
+            waiting = []
+        if problem:
+            yield path, None, problem
+            continue
+        waiting.append((path, image))
+        if len(waiting) == batch_size:
+            yield from _seen_together(waiting, segmenter)
+            waiting = []
+    if waiting:
+        yield from _seen_together(waiting, segmenter)
+
+
+def _seen_together(pictures: list[tuple[Path, Image.Image]], segmenter) -> list[tuple[Path, Image.Image, object]]:
+    try:
+        if len(pictures) > 1:
+            seen = segmenter.see([image for _, image in pictures])
+            return [(*picture, each) for picture, each in zip(pictures, seen, strict=True)]
+    except (ValueError, RuntimeError, MemoryError):  # each alone says what is wrong with it
+        pass
+    return [(path, image, _seen_in(path, image, segmenter)) for path, image in pictures]
+
+
 def _seen_in(path: Path, image: Image.Image, segmenter: Callable):
-    """What is seen in a picture; raises InputError, naming the file, for a size that model or memory do not take."""
+    """What is seen in a picture, or an InputError, naming the file, for a size that model or memory do not take."""
     from common.device.exits import is_out_of_memory
 
     try:
         return segmenter(image)
     except ValueError as error:  # a size that the model does not take
-        raise InputError(f"{path} cannot be predicted: {error}") from error
+        return InputError(f"{path} cannot be predicted: {error}")
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(
+        return InputError(
             f"{path} ({image.width} x {image.height}) needs more memory than {segmenter.world.device} has; make the "
             "picture smaller, give a smaller --window, or use --device cpu"
-        ) from error
+        )
 
 
 def _write(stem: Path, image: Image.Image, seen, found: dict[int, float], info) -> Path:
@@ -242,3 +275,10 @@ def _without_output(images: dict[Path, Path], args) -> dict[Path, Path]:
             "for images; give another output folder"
         )
     return others
+
+
+def load(checkpoint: str | Path, device: str = "auto", folder: str | None = None, **options: object):
+    """A trained network for one's own program: see `common.scores.network.load`."""
+    from common.scores.network import load as loaded
+
+    return loaded(checkpoint, device, folder, **options)

@@ -5,7 +5,7 @@ neighbour, but for the rim of the picture (the overlap-tile strategy of Ronneber
 picture of any size needs the logits of one window. In an evaluation they are averaged: see `common.scores.views`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,23 +74,46 @@ class Segmenter(NamedTuple):
 
     def __call__(self, image: Image.Image) -> Seen:
         """What is seen in a picture in RGB. Raises ValueError for a size that the model does not take."""
-        ids = np.empty((image.height, image.width), np.uint8)
+        return self.see([image])[0]
+
+    def see(self, images: Sequence[Image.Image]) -> list[Seen]:
+        """The same of pictures of one size, which go through the network together."""
+        height, width = images[0].height, images[0].width
+        ids = np.empty((len(images), height, width), np.uint8)
         probability = np.empty(ids.shape, np.uint16) if self.probabilities else None
-        for rows, columns in self._windows(image):
-            logits = self._logits(image.crop((columns.start, rows.start, columns.end, rows.end)))  # [1, C, h, w]
-            kept = logits[
-                ..., rows.keep - rows.start : rows.until - rows.start, columns.keep - columns.start :
-            ][..., : columns.until - columns.keep]  # fmt: skip
-            place = slice(rows.keep, rows.until), slice(columns.keep, columns.until)
+        for place, kept in self._kept_logits(images):
             if self.threshold is None and probability is None:
-                ids[place] = class_ids(kept)[0].to(torch.uint8).cpu().numpy()
+                ids[place] = class_ids(kept).to(torch.uint8).cpu().numpy()
                 continue
-            chance = foreground(kept)[0]
-            seen = class_ids(kept)[0] if self.threshold is None else chance >= self.threshold
+            chance = foreground(kept)
+            seen = class_ids(kept) if self.threshold is None else chance >= self.threshold
             ids[place] = seen.to(torch.uint8).cpu().numpy()
             if probability is not None:
                 probability[place] = (chance.cpu().numpy() * 65535).round().astype(np.uint16)
-        return Seen(ids, probability)
+        return [Seen(ids[place], None if probability is None else probability[place]) for place in range(len(images))]
+
+    def class_probabilities(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
+        """[C, H, W] float32 of each of pictures of one size: the probability of each class."""
+        found = None
+        for (_, rows, columns), kept in self._kept_logits(images):
+            if kept.shape[1] == 1:
+                chance = foreground(kept)[:, None]
+                kept = torch.cat([1 - chance, chance], dim=1)
+            else:
+                kept = at_least_float32(kept).softmax(dim=1)
+            if found is None:
+                found = np.empty((len(images), kept.shape[1], images[0].height, images[0].width), np.float32)
+            found[:, :, rows, columns] = kept.cpu().numpy()
+        return list(found)
+
+    def _kept_logits(self, images: Sequence[Image.Image]) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+        """(its place in [B, H, W], logits [B, C, h, w]) of what is kept of each window."""
+        for rows, columns in self._windows(images[0]):
+            box = columns.start, rows.start, columns.end, rows.end
+            logits = self._logits([image.crop(box) for image in images])
+            kept = logits[..., rows.keep - rows.start : rows.until - rows.start, :]
+            kept = kept[..., columns.keep - columns.start : columns.until - columns.start]
+            yield (slice(None), slice(rows.keep, rows.until), slice(columns.keep, columns.until)), kept
 
     def _windows(self, image: Image.Image) -> Iterator[tuple[Window, Window]]:
         """Rows and columns of each piece that is predicted."""
@@ -101,11 +124,11 @@ class Segmenter(NamedTuple):
                 yield rows, columns
 
     @torch.no_grad()
-    def _logits(self, image: Image.Image) -> Tensor:
-        """[1, C, H, W] of a picture or a part of one, of its own size."""
-        images = self.to_input(image)[None].to(self.world.device, memory_format=self.world.memory_format)
-        logits = self.model(images)
-        size = (image.height, image.width)
+    def _logits(self, images: Sequence[Image.Image]) -> Tensor:
+        """[B, C, H, W] of pictures, or parts of some, of one size."""
+        batch = torch.stack([self.to_input(image) for image in images])
+        logits = self.model(batch.to(self.world.device, memory_format=self.world.memory_format))
+        size = (images[0].height, images[0].width)
         if logits.shape[-2:] != size:
             logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
         return logits
