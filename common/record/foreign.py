@@ -81,7 +81,7 @@ OTHERS = (
     ),
     Format(
         "the Unet of segmentation_models.pytorch",
-        (r"^encoder\.", r"^decoder\.blocks\.", r"^segmentation_head\."),
+        (r"^encoder\.", r"^decoder\.blocks\.0\.conv1\.", r"^segmentation_head\."),
         differs=always("whose decoder enlarges without weights; the U-Nets here learn how to"),
     ),
     Format(
