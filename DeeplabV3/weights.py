@@ -54,7 +54,11 @@ FORMATS = (
         unused=r"data_preprocessor\.",
         differs=_variant,
     ),
-    Format("DeepLabV3 of torchvision", (r"^classifier\.0\.convs\.0\.0\.",), differs=always(TORCHVISION_PYRAMID)),
+    Format(
+        "DeepLabV3 of torchvision",
+        (r"^classifier\.0\.convs\.0\.0\.", r"^backbone\.layer4\."),
+        differs=always(TORCHVISION_PYRAMID),
+    ),
     Format(
         "DeepLabV3 of segmentation_models.pytorch",
         (r"^decoder\.(aspp|0)\.convs\.0\.0\.",),

@@ -23,10 +23,12 @@ WEIGHT_NORM = (".weight_g", ".weight_v", ".parametrizations.weight.original0", "
 
 def _variant(state: Mapping[str, Tensor], content: Mapping) -> str:
     """In what a network that fastai's unet_learner built differs from the one here, by its arguments."""
+    if any(name.endswith(".gamma") for name in state):
+        return "with self_attention=True, which is not here"
+    if any(name.endswith(".weight_orig") for name in state):
+        return "with spectral normalisation, which is not here: only what norm_type=None builds is"
     if name := next((name for name in state if name.endswith(WEIGHT_NORM)), None):
         return f"whose {name} is of weight normalisation, which is not here: only what norm_type=None builds is"
-    if any(name.endswith((".query.weight", ".query.weight_orig", ".gamma")) for name in state):
-        return "with self_attention=True, which is not here"
     if "layers.3.0.1.weight" in state or "layers.3.0.2.weight" in state:
         return "with a batch norm behind each convolution of its decoder, where only norm_type=None is here"
     if "layers.0.0.weight" not in state or "layers.0.7.0.conv1.weight" not in state:

@@ -1,13 +1,18 @@
 """common/tools/checkpoint.py: what is said of a checkpoint, and of a file that is none."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from ci.tests import small_folder
+from ci.tests.folders import module
 from ci.tests.small_folder import arguments, build, main
 from ci.tests.test_common_tensors import flip
+from ci.tests.test_foreign_weights import their_name
+from common.record.checkpoint import load_model, read
+from common.record.tensors import Unusable
 from common.start import carry_out
 from common.tools.checkpoint import main as command
 
@@ -88,3 +93,73 @@ def test_a_file_that_is_damaged_is_one_line_and_exit_code_2(run, tmp_path, capsy
     assert "(0 bytes)" in refusal(path, capsys)
     path.unlink()
     assert "no checkpoint" in refusal(path, capsys)
+
+
+def converted(capsys, *words) -> str:
+    capsys.readouterr()
+    command(["convert", *map(str, words)])
+    return capsys.readouterr().out
+
+
+def test_weights_of_another_program_become_a_checkpoint_of_ours(tmp_path, capsys):
+    """The folder is found by the tensors; so are the options of its network."""
+    build_model, from_reference = (
+        module("AttentionUNet", "model").build_model,
+        module("AttentionUNet", "weights").from_reference,
+    )
+    network = build_model(num_classes=3, arch="U_Net", base_channels=2).eval()
+    source, target = tmp_path / "U_Net.pkl", tmp_path / "new" / "ours.pt"
+    torch.save({their_name(name): value for name, value in network.state_dict().items()}, source)
+    line = converted(capsys, source, target)
+    assert line.startswith(f"{source}: a network of Image_Segmentation: 156 tensors taken") and f" to {target}" in line
+    lines = said(target, capsys)
+    assert lines["kind"] == "weights (segmentation-zoo-2)" and lines["checksum"] == "right"
+    assert "--arch=U_Net" in lines["model"] and lines["preset"] == "none: converted from U_Net.pkl"
+    loaded = load_model(target, build_model, from_reference, {}).eval()
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded(images), network(images))
+    for words, said_of in (((source, target), "is there already"), ((source, tmp_path / "a.bin"), "end its name in")):
+        with pytest.raises(SystemExit):
+            converted(capsys, *words)
+        assert said_of in capsys.readouterr().err
+    torch.save({"a": torch.ones(1)}, source)
+    with pytest.raises(SystemExit):
+        converted(capsys, source, tmp_path / "b.pt")
+    assert "no folder knows what" in capsys.readouterr().err
+
+
+def test_a_training_state_becomes_weights_in_either_form(run, tmp_path, capsys, monkeypatch):
+    last = run / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    assert converted(capsys, last, tmp_path / "a.pt").startswith(f"{last}: our Network; written to")
+    assert read(tmp_path / "a.pt").keys() == state.keys() - {"optimizer", "amp"}
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "safetensors", None)
+        patched.setitem(sys.modules, "safetensors.torch", None)
+        with pytest.raises(SystemExit):
+            converted(capsys, last, tmp_path / "a.safetensors")
+        assert "pip install safetensors" in capsys.readouterr().err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt"]
+    pytest.importorskip("safetensors")
+    converted(capsys, tmp_path / "a.pt", tmp_path / "a.safetensors")
+    before, after = read(tmp_path / "a.pt"), read(tmp_path / "a.safetensors")
+    assert all(torch.equal(value, after["model"][name]) for name, value in before.pop("model").items())
+    assert before == {name: value for name, value in after.items() if name != "model"}
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-9])
+    with pytest.raises(Unusable, match=r"a\.safetensors is damaged"):
+        read(tmp_path / "a.safetensors")
+
+
+def test_published_files_are_listed_with_what_is_known_of_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    folder = tmp_path / ".torch" / "models"
+    folder.mkdir(parents=True)
+    (folder / "resnet50-25c4b509.pth").write_bytes(bytes(1 << 20))
+    command(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    sha1 = "25c4b50959ef024fcc050213a06b614899f94b3d"
+    where = folder / "resnet50-25c4b509.pth"
+    assert f"ICNet resnet50: {where.name}, SHA-1 {sha1}, size unknown; {where}, 1.0 MiB" in lines
+    found = "resnet18-f37072fd.pth, hash begins f37072fd, 44.7 MiB by torchvision; not found"
+    assert f"BiSeNetv1 resnet18: {found}" in lines and f"looked in {folder}" in lines

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +63,7 @@ DIFFERENT = {
     ),
     "Pytorch-UNet": ("AttentionUNet", ["inc.double_conv.0.weight", "outc.conv.weight"], "the UNet of Pytorch-UNet"),
     "another encoder": ("DynamicUNet", ["layers.4.shuf.0.0.weight", "layers.0.0.0.weight"], "other than the ResNets"),
+    "spectral": ("DynamicUNet", ["layers.4.shuf.0.0.weight_orig", "layers.4.shuf.0.0.weight_v"], "spectral normal"),
     "attention": ("DynamicUNet", ["layers.4.shuf.0.0.weight", "layers.6.conv2.2.gamma"], "self_attention=True"),
     "batch norms": ("DynamicUNet", ["layers.4.shuf.0.0.weight", "layers.3.0.2.weight"], "a batch norm behind each"),
     "no cross": (
@@ -152,7 +154,8 @@ def test_numbers_over_time_are_passed_over_without_mmengine(tmp_path, monkeypatc
             patched.setitem(sys.modules, package, mmengine)
         history = mmengine.HistoryBuffer()
         hub = {"log_scalars": OrderedDict(loss=history), "runtime_info": {"best": np.float64(math.pi)}}
-        torch.save({"message_hub": hub, "meta": {}, "state_dict": {"a": torch.ones(2)}}, path)
+        rest = {"message_hub": hub, "args": Namespace(lr=0.1)}  # the latter as torchvision's training script writes it
+        torch.save({"state_dict": {"a": torch.ones(2)}, **rest}, path)
     for mapped in (False, True):
         content = read(path, mapped)
         assert torch.equal(content["state_dict"]["a"], torch.ones(2))

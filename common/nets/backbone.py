@@ -170,14 +170,13 @@ def find_imagenet(source: str, file_names: Sequence[str], url: str | None = None
     choice = "name the file with --pretrained FILE, or train from scratch with --pretrained none"
     if given.suffix in WEIGHT_SUFFIXES:
         raise InputError(f"no file {given} (ImageNet weights, --pretrained): put {wanted} there, {choice}")
-    hub = Path(torch.hub.get_dir()).expanduser()
-    caches = [Path("~/.torch/models").expanduser(), hub / "checkpoints", hub.parent / "checkpoints"]
-    for folder in (given, *caches):
+    folders = weight_folders(given)
+    for folder in folders:
         for name in file_names:
             for candidate in (folder / name, (folder / name).with_suffix(".zip"), folder / f"{name}.zip"):
                 if candidate.is_file():
                     return candidate
-    missing = f"no ImageNet weights {wanted} in {', '.join(str(folder) for folder in (given, *caches))}"
+    missing = f"no ImageNet weights {wanted} in {', '.join(map(str, folders))}"
     if url is None:
         raise InputError(f"{missing}: put the file into {given}, {choice}")
     try:
@@ -186,6 +185,12 @@ def find_imagenet(source: str, file_names: Sequence[str], url: str | None = None
         raise InputError(
             f"{missing}, and the download of {url} failed ({error}): put the file into {given}, {choice}"
         ) from error
+
+
+def weight_folders(*given: Path) -> list[Path]:
+    """The folders that are searched for published files: the given ones, then those of other programs."""
+    hub = Path(torch.hub.get_dir()).expanduser()
+    return [*given, Path("~/.torch/models").expanduser(), hub / "checkpoints", hub.parent / "checkpoints"]
 
 
 def _download(url: str, folder: Path, name: str) -> Path:

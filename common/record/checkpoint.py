@@ -15,7 +15,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.record.foreign import OtherNetwork, Translated, account
+from common.record.foreign import NAMES_OF_OURS, OtherNetwork, Translated, account
+from common.record.safetensors_file import SUFFIX, read_safetensors
 from common.record.tensors import Unusable, check_finite, load_tensors
 from common.step.amp import Amp
 
@@ -177,7 +178,7 @@ def read(path: str | Path, mapped: bool = False) -> dict:
     tensor, for one that is damaged, not a checkpoint, or holds what no training has written, such as nan.
     """
     path = check_exists(path)
-    content = load_tensors(path, mapped=mapped)
+    content = read_safetensors(path) if path.suffix == SUFFIX else load_tensors(path, mapped=mapped)
     if not isinstance(content, dict) or not content:
         raise Unusable(f"{path} holds a {type(content).__name__} and no weights; give a checkpoint file")
     if is_ours(content):
@@ -226,12 +227,12 @@ def _weights_in(content: dict, path: Path, from_reference) -> Translated:
     if is_ours(content):
         return Translated(content["model"], f"our {content['model_class']}", options=content["options"])
     if from_reference is None:
-        return Translated(content, "tensors under our names")
+        return Translated(content, NAMES_OF_OURS)
     try:
         state = from_reference(content)
     except OtherNetwork as error:
         raise OtherNetwork(f"{path} {error}") from error
-    return state if isinstance(state, Translated) else Translated(state, "tensors under our names")
+    return state if isinstance(state, Translated) else Translated(state, NAMES_OF_OURS)
 
 
 def _take_weights(content: dict, state: Translated, path: Path, model: nn.Module, skip: tuple[str, ...] = ()) -> str:
@@ -319,10 +320,7 @@ def load_model(
             f"{path} is a checkpoint of {made}, which this folder does not build; use the folder of that network"
         ) from error
     line = _take_weights(content, state, Path(path), model)
-    if say:
-        say(line)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    print(line, file=sys.stderr, flush=True) if say is None else say(line)
     model.data_info = content.get("data") if ours else None
     return model
 

@@ -14,6 +14,7 @@ from common.errors import InputError
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
 PREFIXES = ("module.", "_orig_mod.")  # of torch's DistributedDataParallel and DataParallel, and of torch.compile
+NAMES_OF_OURS = "tensors under our names"  # the kind of a file that bears no marks
 SHOWN_NAMES = 6  # of the tensors that are left out or new
 
 # blocks of the four stages, and whether they are bottlenecks -> the ResNet
@@ -80,7 +81,7 @@ OTHERS = (
     ),
     Format(
         "the Unet of segmentation_models.pytorch",
-        (r"^encoder\.", r"^decoder\.blocks\.", r"^segmentation_head\."),
+        (r"^encoder\.", r"^decoder\.blocks\.0\.conv1\.", r"^segmentation_head\."),
         differs=always("whose decoder enlarges without weights; the U-Nets here learn how to"),
     ),
     Format(
@@ -128,7 +129,7 @@ def translated(
         left_out = [name for name in state if re.match(known.unused, name)]
         tensors = {_renamed(name, known.names): value for name, value in state.items() if name not in set(left_out)}
         return Translated(tensors, known.kind, left_out, options_of(tensors))
-    return Translated(state, "tensors under our names", options=options_of(state))
+    return Translated(state, NAMES_OF_OURS, options=options_of(state))
 
 
 def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:

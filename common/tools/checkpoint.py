@@ -1,9 +1,16 @@
-"""What a checkpoint holds, whether it is whole, and what made it: inspect FILE.
+"""Checkpoints: what one holds, one in another form, and the files that are published.
 
     python3 -m common.tools.checkpoint inspect FILE
+    python3 -m common.tools.checkpoint convert FILE OUT [--model NAME]
+    python3 -m common.tools.checkpoint list
 
-Reads the whole file as a training does, and runs no code of it. A file that is damaged, or that holds values that are
-not finite, is named in one line with the tensor, and the exit code is 2.
+inspect: what the file holds, whether it is whole, and what made it.
+convert: the weights of FILE, ours or of another program (docs/weights.md), as a file of ours: OUT is a new .pt, or
+.safetensors with the package of that name.
+list: the published ImageNet weights that the folders take, where they are, and the folders that are looked in.
+
+Files are read whole, as a training does, and no code of theirs is run. One that is damaged, or that holds values that
+are not finite, is named in one line with the tensor, and the exit code is 2. Nothing is downloaded.
 """
 
 import sys
@@ -20,6 +27,7 @@ from common.device.exits import exit_codes
 from common.record.checkpoint import is_ours, is_training_state, read
 from common.record.origin import code_in_words
 from common.record.tensors import check_finite, has_checksums, named_tensors
+from common.tools.weight_files import MODELS, convert, listed
 
 COLUMN = 10  # letters of the longest name of a line
 
@@ -69,14 +77,24 @@ def _origin(made_by: dict | None) -> Iterator[tuple[str, str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print a line for each thing that the file says."""
+    """Do what the command line says, and print lines about it."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="inspect")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|convert|list")
     commands.add_parser("inspect", help="print what a file holds").add_argument("file", type=Path, metavar="FILE")
+    converting = commands.add_parser("convert", help="write the weights of a file in our form")
+    converting.add_argument("file", type=Path, metavar="FILE")
+    converting.add_argument("out", type=Path, metavar="OUT")
+    converting.add_argument("--model", choices=MODELS, help="the folder, for files that none knows by itself")
+    commands.add_parser("list", help="print the published files, and where they are")
     args = parser.parse_args(argv)
     with exit_codes():
-        for name, text in inspect(args.file):
-            print(f"{name:<{COLUMN}}  {text}")
+        if args.command == "inspect":
+            for name, text in inspect(args.file):
+                print(f"{name:<{COLUMN}}  {text}")
+        elif args.command == "convert":
+            print(convert(args.file, args.out, args.model))
+        else:
+            print(*listed(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""Files of weights: written anew in our form, and those that are published."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from common.errors import InputError
+from common.nets.backbone import torchvision_models, weight_folders
+from common.record.checkpoint import FORMAT, TRAINING_FIELDS, is_ours, load_model, read
+from common.record.environment import code_version
+from common.record.files import write_atomically
+from common.record.foreign import NAMES_OF_OURS, OtherNetwork
+from common.record.safetensors_file import SUFFIX, write_safetensors
+from common.record.tensors import check_archive
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
+# SHA-1 of PyTorch-Encoding's files, whose names begin it
+SHA1 = {
+    "resnet50-25c4b509.pth": "25c4b50959ef024fcc050213a06b614899f94b3d",
+    "resnet101-2a57e44d.pth": "2a57e44de9c853fa015b172309a1ee7e2d0e4e2a",
+    "resnet152-0d43d698.pth": "0d43d698c66aceaa2bc0309f55efdd7ff4b143af",
+}
+
+
+def convert(source: Path, target: Path, model: str | None = None) -> str:
+    """Write the weights of any file that is read here as a checkpoint of ours; returns a line about them.
+
+    target: a .pt or a .safetensors file that is not there yet. model: the folder; without it, the one that knows the
+    file. Raises InputError for a file that no folder, or not this one, takes.
+    """
+    if target.suffix not in (".pt", SUFFIX):
+        raise InputError(f"{target} is to be written, and its kind is unknown; end its name in .pt or {SUFFIX}")
+    if target.exists():
+        raise InputError(f"{target} is there already; give the name of a new file")
+    content = read(source, mapped=True)
+    if is_ours(content):
+        line = f"{source}: our {content['model_class']}"
+        content = {name: value for name, value in content.items() if name not in TRAINING_FIELDS}
+    else:
+        lines: list[str] = []
+        content = _ours(source, model or _folder_of(content, source), lines)
+        line = lines[0]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == SUFFIX:
+        scratch = target.with_name(f".{target.name}.tmp")
+        try:
+            write_safetensors(scratch, content)
+            scratch.replace(target)
+        finally:
+            scratch.unlink(missing_ok=True)
+    else:
+        write_atomically(target, lambda file: torch.save(content, file), check_archive)
+    return f"{line}; written to {target}, {target.stat().st_size / 2**20:.1f} MiB"
+
+
+def _folder_of(content: dict, source: Path) -> str:
+    """The folder that knows what the file is."""
+    refusals = []
+    for name in MODELS:
+        try:
+            if importlib.import_module(f"{name}.weights").from_reference(content).kind != NAMES_OF_OURS:
+                return name
+        except OtherNetwork as error:
+            refusals.append(error)
+    if refusals:  # the longest says most: some folders know only whose file it is
+        raise OtherNetwork(f"{source} {max(refusals, key=lambda error: len(str(error)))}")
+    raise InputError(f"no folder knows what {source} is; name the one whose network it is with --model")
+
+
+def _ours(source: Path, name: str, lines: list[str]) -> dict:
+    """The fields of a checkpoint for the weights of another program."""
+    build_model = importlib.import_module(f"{name}.model").build_model
+    from_reference = importlib.import_module(f"{name}.weights").from_reference
+    network = load_model(source, build_model, from_reference, {}, lines.append)
+    made_by = {
+        "preset": f"none: converted from {source.name}",
+        "flags": {},
+        "schedule_steps": 0,
+        "data": {},
+        "code": code_version(),
+        "changes": [],
+    }
+    return {
+        "format": FORMAT,
+        "model_class": type(network).__name__,
+        "options": network.options,
+        "data": None,
+        "model": network.state_dict(),
+        "made_by": made_by,
+        "steps_done": 0,
+        "best": None,
+        "images_per_step": 1,
+    }
+
+
+def listed() -> Iterator[str]:
+    """A line for each published file of ImageNet weights that a folder takes, and for each folder that is looked in."""
+    sizes = {}
+    models = torchvision_models()
+    for name in ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152"):
+        weights = getattr(models, f"{name}_Weights").IMAGENET1K_V1
+        sizes[weights.url.rpartition("/")[2]] = f"{weights.meta['_file_size']:.1f} MiB by torchvision"
+    folders = []
+    for model in MODELS:
+        files = getattr(importlib.import_module(f"{model}.weights"), "IMAGENET_FILES", {})
+        if not files:  # a network without a published encoder
+            continue
+        presets = importlib.import_module(f"{model}.presets").PRESETS
+        given = {preset["pretrained"] for preset in presets.values() if "pretrained" in preset} - {"none"}
+        own = [ROOT / model / folder for folder in sorted(given)] or [ROOT / model / "pretrained"]
+        for backbone, names in files.items():
+            for name in [names] if isinstance(names, str) else names:
+                found = next((folder / name for folder in weight_folders(*own) if (folder / name).is_file()), None)
+                digest = f"SHA-1 {SHA1[name]}" if name in SHA1 else f"hash begins {name[-12:-4]}"
+                where = f"{found}, {found.stat().st_size / 2**20:.1f} MiB" if found else "not found"
+                yield f"{model} {backbone}: {name}, {digest}, {sizes.get(name, 'size unknown')}; {where}"
+        folders += [folder for folder in weight_folders(*own) if folder not in folders]
+    yield from (f"looked in {folder}" for folder in folders)
