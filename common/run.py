@@ -288,9 +288,9 @@ class Run:
             if self.log.choice.is_enough(self.args.stop_after) and self._step + 1 < self.length.total_steps:
                 self.length = self.length._replace(total_steps=self._step + 1)
                 self.log.say(f"no better score in the last {self.args.stop_after} evaluations: the run ends here")
-            self.log.pictures(self.evaluator.examples(self.model, val_set))
             if self._step + 1 == self.length.total_steps:
                 self.evaluator.show(self.log, self.model, val_set, scored)
+            self.log.pictures(self.evaluator.examples(self.model, val_set))
         self.saver.save(self._step, is_best)
 
     @cached_property
