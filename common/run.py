@@ -79,8 +79,8 @@ class Run:
         feed: Feed | None = None,
         stop: Stop | None = None,
     ):
-        self.args, self.processes, self.feed = args, processes, feed or Feed()
-        self.stop = stop or Stop(args.max_minutes)
+        self.args, self.processes, self.stop = args, processes, stop or Stop(args.max_minutes)
+        self.feed = feed or Feed(partial(batches, unreadable=self.stop.unreadable))
         self.title = Title(presets.NETWORK, "acc" if args.validate else "perf", presets.REPORTED_SCORES)
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
         self.progress, self.resumed, self.saver, self.result = Progress(0, None, 0), None, None, None
@@ -240,7 +240,7 @@ class Run:
         if self.saver:
             self.saver.check_saved()
         self.log.stop(self.orders.reason)
-        raise Stopped
+        self.stop.leave()
 
     def _shared_network(self) -> nn.Module:
         """The network of the training step: compiled or recorded where asked for, and averaging gradients."""

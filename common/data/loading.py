@@ -6,6 +6,7 @@ A data set here gives items (image [H, W, 3] uint8, target [H, W], draws [k]), t
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
@@ -26,6 +27,11 @@ if sys.version_info < (3, 12):
     os.register_at_fork(before=lambda: sys._current_frames())
 
 
+# Batches that are read before they are needed. Processes agree on an end after a step, and know of it after the next
+# one (`Agreement.largest`): until then the one that cannot read its data has to take part.
+AHEAD = 2
+
+
 def worker_count(workers: int | str, world: World) -> int:
     """Processes that read data for this device; 'auto' shares out the cores of the machine, at most 16 each.
 
@@ -37,15 +43,24 @@ def worker_count(workers: int | str, world: World) -> int:
     return max(1, min(16, cores // 2 if world.device.type == "cpu" else cores - 1))
 
 
-def batches(dataset: Dataset, steps: StepRange, world: World, workers: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def batches(
+    dataset: Dataset,
+    steps: StepRange,
+    world: World,
+    workers: int,
+    unreadable: Callable[[InputError], None] | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(step, images [B, 3, H, W] float32, target [B, H, W]) on the device, for every step that is left.
 
     Targets are int64, or floating where the data set gives such. Before each step everything random on the device is
     seeded by (seed, rank, step). One set of workers serves the whole run, and the next batch is on its way while the
-    present one is used. Raises InputError, naming the file, for a sample that cannot be read.
+    present one is used. Raises InputError, naming the file, for a sample that cannot be read; unreadable: is told of
+    it AHEAD steps before.
     """
-    loader = _loader(dataset, StepSampler(len(dataset), steps, world), world, workers, default_collate)
-    for step, (images, target) in enumerate(_on_device(map(_unpack, loader), dataset, world), start=steps.first_step):
+    loaded = map(_unpack, _loader(dataset, StepSampler(len(dataset), steps, world), world, workers, default_collate))
+    if unreadable:
+        loaded = _ahead(loaded, unreadable)
+    for step, (images, target) in enumerate(_on_device(loaded, dataset, world), start=steps.first_step):
         seed_step(steps.seed, world, step)
         yield step, images, target
 
@@ -72,6 +87,21 @@ def to_device(batch: Sequence[Tensor], dataset: Dataset, world: World) -> tuple[
     images = dataset.finish(images.contiguous(memory_format=world.memory_format), draws)
     target = target.to(world.device, non_blocking=True)
     return images, target if target.is_floating_point() else target.long()
+
+
+def _ahead(loaded: Iterable, unreadable: Callable[[InputError], None]) -> Iterator:
+    """The batches, each given when the next AHEAD are read too; an error is raised when those before it are used up."""
+    waiting = deque()
+    try:
+        for batch in loaded:
+            waiting.append(batch)
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+    except InputError as error:
+        unreadable(error)
+        yield from waiting
+        raise
+    yield from waiting
 
 
 def _on_device(loaded: Iterable, dataset: Dataset, world: World) -> Iterator[tuple[Tensor, Tensor]]:

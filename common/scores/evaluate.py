@@ -1,6 +1,6 @@
 """Score a model on a validation set, each image exactly once however many processes there are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from common.device.placement import share_buffers
 from common.device.stopping import Orders
 from common.device.watching import mark
 from common.device.world import World
-from common.errors import Stopped
+from common.errors import InputError, Stopped
 from common.scores.drawing import panel
 from common.scores.metrics import Metric, class_ids
 
@@ -40,13 +40,13 @@ def evaluate(model: nn.Module, dataset: Dataset, metric: Metric, how: Evaluation
     """Count the whole data set in `metric` (on the model's device), summed over all processes; returns it.
 
     model: takes [B, 3, H, W] and gives, in eval mode, logits [B, C, H, W]; it is left in the mode it came in.
-    Raises Stopped, in all processes, when one of them has been asked to end meanwhile.
+    Raises Stopped, in all processes, when one of them has been asked to end meanwhile, or cannot read a picture.
     """
     was_training = model.training
     model.eval()
     share_buffers(model, how.world)
     searches, shapes = torch.backends.cudnn.benchmark, set()
-    for images, target in eval_batches(dataset, how.batch_size, how.world, how.workers):
+    for images, target in _readable(eval_batches(dataset, how.batch_size, how.world, how.workers), how.orders):
         mark("evaluate")
         shapes.add(images.shape)
         torch.backends.cudnn.benchmark = searches and len(shapes) <= SEARCHED_SHAPES
@@ -62,6 +62,16 @@ def evaluate(model: nn.Module, dataset: Dataset, metric: Metric, how: Evaluation
         raise Stopped
     metric.sum_over_ranks()
     return metric
+
+
+def _readable(pictures: Iterator, orders: Orders | None) -> Iterator:
+    """Up to the first that cannot be read: the run is asked to end, as by a signal. Without orders it is an error."""
+    try:
+        yield from pictures
+    except InputError as error:
+        if orders is None:
+            raise
+        orders.stop.unreadable(error)
 
 
 @torch.no_grad()
