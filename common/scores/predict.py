@@ -14,6 +14,7 @@ from PIL import Image
 from common.args import Parser, parse_with_network
 from common.data.decode import IMAGE_SUFFIXES, large_pictures, open_image
 from common.errors import ExitCode, InputError
+from common.flags import path as path_of_user
 from common.flags import probability
 from common.scores.drawing import colour, name_of, overlay, palette_picture, shares, with_legend
 
@@ -26,8 +27,12 @@ OVERLAY_PIXELS = 1 << 25  # an overlay is for looking at: that of a larger pictu
 def parse_predict_args(options: dict[str, list[str] | str | int], description: str, argv: list[str] | None = None):
     """Flags of a predict.py. options: see `parse_with_network`."""
     parser = Parser(description=description)
-    parser.add_argument("--input", required=True, nargs="+", help="images, or folders that are searched for images")
-    parser.add_argument("--output", default="predictions", help="folder for the pictures; default: predictions")
+    parser.add_argument(
+        "--input", type=path_of_user, required=True, nargs="+", help="images, or folders that are searched for images"
+    )
+    parser.add_argument(
+        "--output", type=path_of_user, default="predictions", help="folder for the pictures; default: predictions"
+    )
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "gpu", "cpu"), default="auto")
     parser.add_argument(
         "--window", type=_window, default=None, metavar="N",

@@ -24,6 +24,7 @@ from common.data.pictures import Datasets
 from common.data.survey import Problem, Survey, problems_of, split_message, survey
 from common.device.exits import exit_codes
 from common.errors import InputError
+from common.flags import path
 from common.record.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def parse(argv: list[str] | None = None) -> tuple[Namespace, Namespace]:
     models = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, choices=models, help="the folder whose train.py takes the flags")
-    parser.add_argument("--json", metavar="FILE", help="write all that was found there, for programs")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write all that was found there, for programs")
     own, rest = parser.parse_known_args(argv)
     return own, parse_args(importlib.import_module(f"{own.model}.presets"), rest)
 
