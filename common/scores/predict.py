@@ -86,7 +86,10 @@ def _files_below(source: Path) -> Iterator[Path]:
         names[:] = sorted(
             name for name in names if not name.startswith(".") and _is_new(Path(folder, name), root, seen)
         )
-        yield from (path for name in files if not name.startswith(".") and (path := Path(folder, name)).is_file())
+        for path in (Path(folder, name) for name in files if not name.startswith(".")):
+            # a link that leads nowhere is a picture that is missing: it is listed, and not passed over
+            if path.is_file() or (os.path.islink(path) and not os.path.exists(path)):
+                yield path
 
 
 def _is_new(folder: Path, root: Path, seen: set[Path]) -> bool:
@@ -239,7 +242,8 @@ def _without_output(images: dict[Path, Path], args) -> dict[Path, Path]:
     """Leave out what an earlier run wrote, where the output folder is in an input folder."""
     output = Path(args.output).resolve()
     named = set(map(Path, args.input))
-    others = {path: root for path, root in images.items() if path in named or output not in path.resolve().parents}
+    real = {path: Path(os.path.realpath(path)) for path in images}  # does not mind a link to itself
+    others = {path: root for path, root in images.items() if path in named or output not in real[path].parents}
     if not others:
         raise InputError(
             f"all images of --input {' '.join(args.input)} are in --output {args.output}, where results would be taken "
