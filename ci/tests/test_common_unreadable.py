@@ -75,6 +75,21 @@ def test_an_evaluation_that_cannot_be_done_is_done_when_the_run_goes_on(tmp_path
     assert [row["step"] for row in metric_rows(tmp_path / "run", "eval")] == [3, 6, 8]
 
 
+def test_a_picture_that_is_gone_when_it_is_to_be_shown_ends_no_run(tmp_path, monkeypatch):
+    real, reads = Pictures.__getitem__, []
+
+    def item(pictures, key):
+        if key == 0:
+            reads.append(key)
+            if len(reads) % 2 == 0:  # each evaluation reads it, and then shows it
+                raise GONE
+        return real(pictures, key)
+
+    monkeypatch.setattr(Pictures, "__getitem__", item)
+    assert code_of(tmp_path / "run") == 0 and len(reads) == 6
+    assert [row["step"] for row in metric_rows(tmp_path / "run", "eval")] == [3, 6, 8]
+
+
 def as_one_of_two(output_dir: Path) -> None:
     run = Run(arguments(output_dir, validate=0, device_batch_size=1, save_every_minutes=0), small_folder, 2)
     built = run.build(build)

@@ -16,7 +16,7 @@ from common.device.placement import share_buffers
 from common.device.stopping import Orders
 from common.device.watching import mark
 from common.device.world import World
-from common.errors import InputError, Stopped
+from common.errors import InputError, Stopped, Unreachable
 from common.scores.drawing import panel
 from common.scores.metrics import Metric, class_ids
 
@@ -83,7 +83,11 @@ def example_panels(model: nn.Module, dataset: LabelledPictures, count: int, how:
     model.eval()
     panels = []
     for index in range(min(count, len(dataset))):
-        images, target = to_device(default_collate([dataset[index]]), dataset, how.world)
+        try:
+            item = dataset[index]
+        except Unreachable:  # it was there a moment ago, and a run does not end for want of a panel
+            break
+        images, target = to_device(default_collate([item]), dataset, how.world)
         with how.autocast():
             prediction = class_ids(model(images))  # [1, C, H, W] -> [1, H, W]
         image = denormalize(images[0], dataset.info.mean, dataset.info.std)
