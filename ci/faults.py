@@ -16,6 +16,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -390,6 +391,48 @@ def restarted(bench: Bench) -> Row:
     return Row("rank 1 of 2 killed, --max_restarts 1", 1, [why] if why else [], Counter([end.code]), said)
 
 
+def machines(bench: Bench) -> Row:
+    """Two launchers as two machines, one of which is killed: the other one ends and says so; both are started again."""
+    output_dir = bench.root / "machines"
+
+    def start(**flags) -> list[subprocess.Popen]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        bench.told.write_text("")
+        environment = {**os.environ, TOLD: str(bench.told), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        launchers = []
+        for rank in range(2):
+            where = {"nnodes": 2, "node_rank": rank, "master_addr": "127.0.0.1", "master_port": port, "devices": 1}
+            command = [sys.executable, SCRIPT, *bench.words(output_dir, {**where, **flags})]
+            with open(bench.root / f"machine-{rank}", "w") as said:
+                launchers.append(subprocess.Popen(command, cwd=bench.root, stdout=said, stderr=said, env=environment))
+        return launchers
+
+    def end(launchers: list[subprocess.Popen]) -> tuple[list[int | None], str]:
+        codes = [waited(launcher) for launcher in launchers]
+        for launcher, code in zip(launchers, codes, strict=True):
+            if code is None:
+                launcher.kill()
+        return codes, (bench.root / "machine-0").read_text()
+
+    launchers = start()
+    if bench.phase("save", 1, launchers[0].pid) and bench.phase("train", 4, launchers[0].pid):
+        launchers[1].kill()
+    killed = time.monotonic()
+    codes, said = end(launchers)
+    seconds, lost = time.monotonic() - killed, []
+    if codes != [1, -signal.SIGKILL] or "Traceback" in said or "process 1" not in last_line(said):
+        lost.append(f"exit codes {codes}: {last_line(said)}")
+    again, said_again = end(start(resume="auto"))
+    if again != [0, 0] or "continuing from" not in said_again:
+        lost.append(f"started again: exit codes {again}: {last_line(said_again)}")
+    elif why := bench.difference(output_dir):
+        lost.append(why)
+    said = f"the other one ended in {seconds:.1f} s: {last_line(said)}"
+    return Row(f"machine 1 of 2 killed and back ({bench.model})", 1, lost, Counter(codes[:1]), said)
+
+
 # ---- disks and file systems
 
 
@@ -445,17 +488,18 @@ def slowly() -> None:
     Run.step = step
 
 
-def failing_once(pattern: str, number: int) -> Callable[[], None]:
-    """Have the first file whose name matches fail once, as a file server does."""
+def failing(pattern: str, number: int, from_step: int = 0, lasts: bool = False) -> Callable[[], None]:
+    """Have a file whose name matches fail once, as a file server does; or, if it lasts, all such files from then on."""
 
     def prepare() -> None:
         import builtins
 
-        real, left = builtins.open, [1]
+        real, failed, told = builtins.open, [], Path(os.environ[TOLD])
 
         def opened(path, mode="r", *arguments, **options):
-            if left and "r" in mode and re.search(pattern, str(path)):
-                left.clear()
+            due = (lasts or not failed) and "r" in mode and re.search(pattern, str(path))
+            if due and told.read_text().count("train\n") >= from_step:
+                failed.append(path)
                 raise OSError(number, os.strerror(number), str(path))
             return real(path, mode, *arguments, **options)
 
@@ -472,10 +516,19 @@ def file_servers(bench: Bench) -> Iterator[Row]:
     for what, pattern in cases.items():
         output_dir = bench.root / f"once-{len(what)}"
         bench.run(output_dir, max_steps=4)
-        end = bench.run(output_dir, prepare=failing_once(pattern, errno.ESTALE), resume="auto")
+        end = bench.run(output_dir, prepare=failing(pattern, errno.ESTALE), resume="auto")
         why = bench.difference(output_dir) if end.code == 0 else f"exit code {end.code}: {last_line(end.said)}"
         lost = [why] if why else []
         yield Row(f"ESTALE once at {what} ({bench.model})", 1, lost, Counter([end.code]), last_line(end.said))
+
+    if bench.model != SMALL:
+        output_dir = bench.root / "for-good"
+        end = bench.run(output_dir, prepare=failing(cases["a picture or label"], errno.EIO, from_step=3, lasts=True))
+        lost = [] if end.code == 3 else [f"exit code {end.code}: {last_line(end.said)}"]
+        if why := bench.survives(output_dir):
+            lost.append(why)
+        said = line_with(end.said, "times)")
+        yield Row(f"EIO for good at a picture ({bench.model})", 1, lost, Counter([end.code]), said)
 
     def refusing() -> None:
         def refuse(*_arguments, **_options):
@@ -513,6 +566,7 @@ def cases(root: Path, short: bool, count: int, chance: random.Random) -> Iterato
     yield ranks(two, signal.SIGKILL, "was ended by signal 9")
     yield ranks(two, signal.SIGSTOP, "process 1", dist_timeout=5)
     yield restarted(two)
+    yield machines(two)
 
 
 def show(row: Row) -> None:

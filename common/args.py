@@ -235,7 +235,9 @@ def parse_with_network(
     dictionary `options`. Files of our own training say themselves how their model is built: they are for files of the
     reference.
     """
-    parser.add_argument("--checkpoint", required=True, help="weights: checkpoints/best.pt, or a file of the reference")
+    parser.add_argument(
+        "--checkpoint", type=path, required=True, help="weights: checkpoints/best.pt, or a file of the reference"
+    )
     for name, values in options.items():
         choices, default = (values, values[0]) if isinstance(values, list) else (None, values)
         parser.add_argument(

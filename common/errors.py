@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     DONE = 0
     FAILED = 1
     INPUT = 2  # input that cannot work: nothing was started or changed
-    STOPPED = 3  # in order, by a signal or --max_minutes: the same command goes on with --resume auto
+    STOPPED = 3  # in order, by a signal, --max_minutes or lost data: the same command goes on with --resume auto
     OMISSIONS = 4  # done, but for what was listed
     INTERRUPTED = 130  # at once, by a second Ctrl-C, or by the first one before anything had begun
 
@@ -29,6 +29,10 @@ class InputError(ValueError):
 
     `common.device.exits.exit_codes` prints it without a traceback and exits with ExitCode.INPUT.
     """
+
+
+class Unreachable(InputError):
+    """A disk or file server has not given a file, although it was asked for some seconds: a later try may succeed."""
 
 
 class Diverged(ArithmeticError):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.data.checking import check_data
-from common.data.loading import Feed, worker_count
+from common.data.loading import Feed, batches, worker_count
 from common.data.order import Length, StepRange, images_of_one_device
 from common.data.pictures import Datasets, LabelledPictures
 from common.data.skipping import Skips
@@ -73,8 +73,8 @@ class Run:
         feed: Feed | None = None,
         stop: Stop | None = None,
     ):
-        self.args, self.processes, self.feed = args, processes, feed or Feed()
-        self.stop = stop or Stop(args.max_minutes)
+        self.args, self.processes, self.stop = args, processes, stop or Stop(args.max_minutes)
+        self.feed = feed or Feed(partial(batches, unreadable=self.stop.unreadable))
         self.title = Title(presets.NETWORK, "acc" if args.validate else "perf", presets.REPORTED_SCORES)
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
         self.criterion: Criterion | None = None  # of --loss; None: the recipe's own loss
@@ -243,7 +243,7 @@ class Run:
         if self.saver:
             self.saver.check_saved()
         self.log.stop(self.orders.reason)
-        raise Stopped
+        self.stop.leave()
 
     def _shared_network(self) -> nn.Module:
         """The network of the training step: compiled or recorded where asked for, and averaging gradients."""

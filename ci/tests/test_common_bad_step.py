@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_leaves_the_steps_since_the_last_line(tmp_path
     assert told["skipped_steps"] >= 1
     for step in told["steps"]:
         (keys,) = StepSampler(8, StepRange(2, 7, step["step"] - 1, step["step"]), World(torch.device("cpu")))
-        assert step["samples"] == [f"noise {index}" for _, index in keys]
+        assert step["samples"] == [f"noise_{index}" for _, index in keys]
 
 
 def test_ranges_are_those_of_each_step_and_output_and_none_of_an_evaluation(tmp_path):

@@ -12,7 +12,7 @@ from ci.tests.common_workers import CLASSES, Scenes, seeded_model, world
 from ci.tests.folders import FOLDERS, module, parsed
 from ci.tests.samples import Finished
 from ci.tests.two_processes import evaluate_in_one_of_two_processes, samples_of_steps, synchronized_step
-from common import run as run_module
+from common import trained
 from common.data.pictures import DatasetInfo
 from common.record.log import RunLog
 from common.run import Run
@@ -132,7 +132,7 @@ def test_the_rate_of_an_evaluation_is_taken_when_the_device_has_finished(tmp_pat
         return lambda *arguments: (order.append(name), real(*arguments))[1]
 
     monkeypatch.setattr(scored, "evaluate", told("evaluated", evaluate))
-    monkeypatch.setattr(run_module, "synchronize", told("finished", run_module.synchronize))
+    monkeypatch.setattr(trained, "synchronize", told("finished", trained.synchronize))
     monkeypatch.setattr(RunLog, "rate", told("rate", RunLog.rate))
     (tmp_path / "weights.pt").touch()
     words = ["--preset=tiny", "--device=cpu", "--evaluate", f"--checkpoint={tmp_path / 'weights.pt'}"]

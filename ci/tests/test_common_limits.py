@@ -18,7 +18,12 @@ from common.errors import InputError
 from common.record.checkpoint import check_exists
 from common.record.folder import check_output_dir
 from common.record.resuming import find_resume
+from common.scores.export import parse_export_args
+from common.scores.predict import parse_predict_args
 from common.start import launch
+from common.tools.check import parse as parse_check
+from common.tools.doctor_machine import machine as machine_of_doctor
+from common.tools.doctor_report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 Usage = namedtuple("Usage", "free")
@@ -90,6 +95,25 @@ def test_a_tilde_is_the_home_of_the_user_in_each_flag_alike(flag, monkeypatch):
 
     monkeypatch.setenv("HOME", "/home/somebody")
     assert getattr(parse_args(presets, [f"--{flag}=~/x"]), flag) == "/home/somebody/x"
+
+
+def test_a_tilde_is_the_home_of_the_user_in_the_other_programs_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    words = ["--checkpoint=~/c", "--output=~/o"]
+    args = parse_predict_args({}, "", [*words, "--input", "~/a", "~/b"])
+    assert (args.checkpoint, args.output) == ("/home/somebody/c", "/home/somebody/o")
+    assert args.input == ["/home/somebody/a", "/home/somebody/b"]
+    assert parse_export_args({}, "64", "", words).output == "/home/somebody/o"
+    assert parse_check(["--model=ICNet", "--json=~/j"])[0].json == "/home/somebody/j"
+
+
+def test_the_doctor_names_a_link_that_leads_nowhere(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for place in ("loop", "loop/run", "dangling", "dangling/run"):
+        report = Report()
+        machine_of_doctor(report, str(tmp_path / place))
+        assert f"disk: {tmp_path / place.partition('/')[0]} is a link that leads nowhere" in "".join(report.missing)
 
 
 def code_of(output_dir: Path, **flags) -> int:

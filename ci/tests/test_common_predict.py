@@ -382,13 +382,15 @@ def test_one_bad_picture_is_listed_at_the_end_and_the_rest_is_done(tmp_path, cap
         draw(tmp_path / "in" / f"{name}.png", [[RED] * 2] * 2)
     (tmp_path / "in" / "b.png").write_bytes(b"")
     draw(tmp_path / "in" / "c.png", [[RED]])
+    (tmp_path / "in" / "e.png").symlink_to("nowhere.png")
+    (tmp_path / "in" / "f.png").symlink_to("f.png")
     with pytest.raises(SystemExit) as end:
         run(tmp_path / "in", our_checkpoint(tmp_path / "best.pt"), tmp_path / "out")
     assert end.value.code == 4
     said = capsys.readouterr()
-    assert [line.split()[0] for line in said.out.splitlines()] == ["[1/4]", "[4/4]"]
+    assert [line.split()[0] for line in said.out.splitlines()] == ["[1/6]", "[4/6]"]
     what, title, *reasons = said.err.splitlines()
-    assert "our BrightestChannel" in what and title == "2 of 4 pictures could not be predicted:" and len(reasons) == 2
+    assert "our BrightestChannel" in what and title == "4 of 6 pictures could not be predicted:" and len(reasons) == 4
     assert "b.png (it is empty)" in reasons[0] and "c.png cannot be predicted: " in reasons[1]
     assert sorted(path.name for path in (tmp_path / "out").glob("*_ids.png")) == ["a_ids.png", "d_ids.png"]
 

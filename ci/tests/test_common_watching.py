@@ -37,7 +37,9 @@ def test_a_run_that_is_at_its_end_waits_for_nobody():
     known = of_places()
     known.since, known.phase = time.monotonic() - 6, "backward"
     assert known.is_overdue()
-    known.phase = watching.END
+    known.since = time.monotonic() - 3
+    assert not known.is_overdue()
+    known.since, known.phase = time.monotonic() - 6, watching.END
     assert not known.is_overdue()
 
 

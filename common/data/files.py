@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
-from common.errors import InputError
+from common.errors import InputError, Unreachable
 
 PNG, JPEG, GIF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"GIF87a", b"GIF89a")  # how such files begin
 TAIL_BYTES = 1 << 16  # of a file, in which its end mark is looked for first
@@ -62,7 +62,7 @@ def read_file(path, what: str) -> bytes:
 def retried(read: Callable[[], T], path, what: str) -> T:
     """What `read` returns; where a disk or file server does not give a file at once, it is asked again.
 
-    Raises InputError, naming the file, when it has not given it after some seconds, and whatever else `read` raises.
+    Raises Unreachable, naming the file, when it has not given it after some seconds, and whatever else `read` raises.
     """
     waits = iter(WAIT_SECONDS)
     while True:
@@ -73,7 +73,7 @@ def retried(read: Callable[[], T], path, what: str) -> T:
                 raise
             wait = next(waits, None)
             if wait is None:
-                raise InputError(
+                raise Unreachable(
                     f"cannot read the {what} {path} ({error.strerror}, {len(WAIT_SECONDS) + 1} times); see to the disk "
                     "or file server that holds it"
                 ) from error

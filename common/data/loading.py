@@ -6,6 +6,7 @@ A data set here gives items (image [H, W, 3] uint8, target [H, W], draws [k]), t
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -19,13 +20,18 @@ from common.data.skipping import Bad, Skips, candidates
 from common.device.cores import cpu_cores
 from common.device.stopping import stay_out_of_it
 from common.device.world import World, seed_step
-from common.errors import InputError
+from common.errors import InputError, Unreachable
 
 if sys.version_info < (3, 12):
     # Until then, a process forked while another thread enters the interpreter (one of gloo's, say, which gives tensors
     # back after a collective) may inherit a lock of the interpreter and wait for it for ever. Asking for the frames of
     # all threads takes that lock and gives it back: whoever held it has passed when the fork happens.
     os.register_at_fork(before=lambda: sys._current_frames())
+
+
+# Batches that are read before they are needed. Processes agree on an end after a step, and know of it after the next
+# one (`Agreement.largest`): until then the one that cannot read its data has to take part.
+AHEAD = 2
 
 
 def worker_count(workers: int | str, world: World) -> int:
@@ -40,18 +46,25 @@ def worker_count(workers: int | str, world: World) -> int:
 
 
 def batches(
-    dataset: Dataset, steps: StepRange, world: World, workers: int, skips: Skips | None = None
+    dataset: Dataset,
+    steps: StepRange,
+    world: World,
+    workers: int,
+    skips: Skips | None = None,
+    unreadable: Callable[[InputError], None] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(step, images [B, 3, H, W] float32, target [B, H, W]) on the device, for every step that is left.
 
     Targets are int64, or floating where the data set gives such. Before each step everything random on the device is
     seeded by (seed, rank, step). One set of workers serves the whole run, and the next batch is on its way while the
     present one is used. Raises InputError, naming the file, for a sample that cannot be read, unless `skips` allows for
-    it: then another one takes its place.
+    it: then another one takes its place. unreadable: is told of the error AHEAD steps before.
     """
     keys = StepSampler(len(dataset), steps, world)
     loader = _loader(_Reporting(dataset, skips.most if skips else 0), keys, world, workers, default_collate)
     loaded = (_unpack(batch, skips) for batch in loader)
+    if unreadable:
+        loaded = _ahead(loaded, unreadable)
     for step, (images, target) in enumerate(_on_device(loaded, dataset, world), start=steps.first_step):
         seed_step(steps.seed, world, step)
         yield step, images, target
@@ -89,6 +102,21 @@ def to_device(batch: Sequence[Tensor], dataset: Dataset, world: World) -> tuple[
     images = dataset.finish(images.contiguous(memory_format=world.memory_format), draws)
     target = target.to(world.device, non_blocking=True)
     return images, target if target.is_floating_point() else target.long()
+
+
+def _ahead(loaded: Iterable, unreadable: Callable[[InputError], None]) -> Iterator:
+    """The batches, each given when the next AHEAD are read too; an error is raised when those before it are used up."""
+    waiting = deque()
+    try:
+        for batch in loaded:
+            waiting.append(batch)
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+    except InputError as error:
+        unreadable(error)
+        yield from waiting
+        raise
+    yield from waiting
 
 
 def _on_device(loaded: Iterable, dataset: Dataset, world: World) -> Iterator[tuple[Tensor, ...]]:
@@ -149,6 +177,8 @@ class _Reporting(Dataset):
                 return self.dataset[candidate], bad
             except InputError as error:
                 last = error
+                if isinstance(error, Unreachable):  # nothing is wrong with the sample: none can be read
+                    break
                 if self.most_bad:
                     bad.append((candidate[1], str(error)))
         return last, bad

@@ -13,14 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from common.device.agreement import Agreement
-from common.errors import ExitCode
+from common.errors import ExitCode, InputError, Stopped, Unreachable
 
 # SIGHUP is the end of a terminal or of a connection, SIGUSR1 is what a queue can send some time before it ends a job.
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVES = signal.SIGUSR1
-SAVE, OUT_OF_TIME = 1, 2  # what processes agree on; a signal is its number and as much as this
+SAVE, OUT_OF_TIME, UNREADABLE = 1, 2, 3  # what processes agree on; a signal is its number and as much as this
 OF_SIGNALS = 100
 ONE_KEY_S = 0.3  # a key that is pressed once may arrive twice: from the terminal, and from a program in between
 
@@ -38,6 +39,7 @@ class Stop:
         self._end = self.since + 60 * max_minutes if max_minutes else float("inf")
         self._signal, self._signal_came = 0, 0.0
         self._save = False
+        self._unreadable: InputError | None = None
         self._begun = not alone  # others of the run may have begun, and would wait for this one
 
     @contextlib.contextmanager
@@ -64,11 +66,28 @@ class Stop:
         elif not self._signal:
             self._signal, self._signal_came = number, time.monotonic()
 
+    def unreadable(self, error: InputError) -> None:
+        """A sample cannot be read: end the run, when what it has done is kept."""
+        self._unreadable = error
+
+    def leave(self) -> NoReturn:
+        """End this process, in which all is kept: raises Stopped or, for a file that has to be mended, what it is told.
+
+        A disk or file server may give the next time what it has not given now: that is said, and is an end in order.
+        """
+        if self._unreadable and not isinstance(self._unreadable, Unreachable):
+            raise self._unreadable
+        if self._unreadable:
+            print(f"{os.path.basename(sys.argv[0])}: {self._unreadable}", file=sys.stderr, flush=True)
+        raise Stopped
+
     @property
     def code(self) -> int:
         """What is asked for as a number, the largest of which holds when processes differ; 0: nothing."""
         if self._signal:
             return OF_SIGNALS + self._signal
+        if self._unreadable:
+            return UNREADABLE
         if time.time() >= self._end:
             return OUT_OF_TIME
         return SAVE if self._save else 0
@@ -99,6 +118,8 @@ def words(code: int, max_minutes: float) -> str:
     """Why a run stops, from what its processes agreed on."""
     if code == OUT_OF_TIME:
         return f"stopped after --max_minutes {max_minutes:g}"
+    if code == UNREADABLE:
+        return "stopped by data that cannot be read"
     number = code - OF_SIGNALS
     return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
 

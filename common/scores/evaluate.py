@@ -1,6 +1,6 @@
 """Score a model on a validation set, each image exactly once however many processes there are."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from common.device.placement import share_buffers
 from common.device.stopping import Orders
 from common.device.watching import mark
 from common.device.world import World
-from common.errors import Stopped
+from common.errors import InputError, Stopped, Unreachable
 from common.scores.drawing import panel
 from common.scores.images import ImageScores
 from common.scores.metrics import Metric, class_ids
@@ -72,14 +72,15 @@ def evaluate(
     model: takes [B, 3, H, W] and gives, in eval mode, logits [B, C, H, W]; it is left in the mode it came in.
     metric: None for pictures without labels. images: what each image scores, likewise summed. keep: is handed the
     indices [B] and the logits of each batch. Raises Stopped, in all processes, when one of them has been asked to end
-    meanwhile, and OutOfMemory, in all of them, when one has no memory for a batch.
+    meanwhile or cannot read a picture, and OutOfMemory, in all of them, when one has no memory for a batch.
     """
     was_training = model.training
     model.eval()
     share_buffers(model, how.world)
     searches, shapes = torch.backends.cudnn.benchmark, set()
     network, said, shape = how.network(model), "", None
-    for batch, target, indices in eval_batches(dataset, how.batch_size, how.world, how.workers):
+    batches = eval_batches(dataset, how.batch_size, how.world, how.workers)
+    for batch, target, indices in _readable(batches, how.orders):
         mark("evaluate")
         shapes.add(batch.shape)
         torch.backends.cudnn.benchmark = searches and len(shapes) <= SEARCHED_SHAPES
@@ -113,6 +114,16 @@ def evaluate(
     return metric
 
 
+def _readable(pictures: Iterator, orders: Orders | None) -> Iterator:
+    """Up to the first that cannot be read: the run is asked to end, as by a signal. Without orders it is an error."""
+    try:
+        yield from pictures
+    except InputError as error:
+        if orders is None:
+            raise
+        orders.stop.unreadable(error)
+
+
 @torch.no_grad()
 def example_panels(
     model: nn.Module, dataset: LabelledPictures, indices: Iterable[int], how: Evaluation
@@ -124,7 +135,11 @@ def example_panels(
     model.eval()
     panels, network = [], how.network(model)
     for index in indices:
-        images, target = to_device(default_collate([dataset[index]]), dataset, how.world)
+        try:
+            item = dataset[index]
+        except Unreachable:  # it was there a moment ago, and a run does not end for want of a panel
+            break
+        images, target = to_device(default_collate([item]), dataset, how.world)
         prediction = class_ids(network(images))  # [1, C, H, W] -> [1, H, W]
         image = denormalize(images[0], dataset.info.mean, dataset.info.std)
         panels.append(panel(image, target[0].cpu().numpy(), prediction[0].cpu().numpy(), dataset.info.palette))

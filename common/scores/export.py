@@ -16,6 +16,7 @@ import numpy as np
 
 from common.args import Parser, parse_with_network
 from common.errors import ExitCode, Failed, InputError
+from common.values import path as path_of_user
 from common.values import size as height_and_width
 
 LARGEST_RELATIVE_ERROR = 1e-3  # of the logits, against the largest one
@@ -37,7 +38,7 @@ class Check(NamedTuple):
 def parse_export_args(options: dict, size: str, description: str, argv: list[str] | None = None) -> Namespace:
     """Flags of an export.py. options: see `parse_with_network`. size: the default of --size."""
     parser = Parser(description=description)
-    parser.add_argument("--output", required=True, help="the file to write")
+    parser.add_argument("--output", type=path_of_user, required=True, help="the file to write")
     parser.add_argument("--format", choices=tuple(OPSETS), default="onnx", help="om: for Ascend, by CANN's atc")
     parser.add_argument("--size", type=height_and_width, default=height_and_width(size), help=f"HxW; default: {size}")
     parser.add_argument("--batch", type=int, default=1, help="images at a time; default: 1")

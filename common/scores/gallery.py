@@ -35,7 +35,7 @@ def write_gallery(
         return
     _save(folder / MATRIX, draw_matrix(metric.confusion(), list(metric.class_scores())))
     (folder / EXAMPLES).mkdir(exist_ok=True)
-    for (place, index), panel in zip(chosen.items(), panels, strict=True):
+    for (place, index), panel in zip(chosen.items(), panels, strict=False):  # less where files are gone
         picture = Image.fromarray(panel)
         if picture.width > WIDEST:
             picture = picture.reduce(-(-picture.width // WIDEST))

@@ -16,6 +16,7 @@ from common.errors import ExitCode, InputError
 from common.record.files import writable_folder
 from common.scores.drawing import colour, name_of, overlay, palette_picture, shares, with_legend
 from common.scores.inputs import LIST_SUFFIX, listed, matching
+from common.values import path as path_of_user
 from common.values import positive, probability
 
 LEAST_WINDOW = 64  # pixels of a side
@@ -28,10 +29,12 @@ def parse_predict_args(options: dict[str, list[str] | str | int], description: s
     """Flags of a predict.py. options: see `parse_with_network`."""
     parser = Parser(description=description)
     parser.add_argument(
-        "--input", required=True, nargs="+",
+        "--input", type=path_of_user, required=True, nargs="+",
         help="images, folders that are searched for images, patterns such as 'shots/*.jpg', lists of images (.txt)",
     )  # fmt: skip
-    parser.add_argument("--output", default="predictions", help="folder for the pictures; default: predictions")
+    parser.add_argument(
+        "--output", type=path_of_user, default="predictions", help="folder for the pictures; default: predictions"
+    )
     parser.add_argument("--device", choices=("auto", "npu", "cuda", "gpu", "cpu"), default="auto")
     parser.add_argument(
         "--batch_size", type=positive, default=1, metavar="N",
@@ -92,7 +95,10 @@ def _files_below(source: Path) -> Iterator[Path]:
         names[:] = sorted(
             name for name in names if not name.startswith(".") and _is_new(Path(folder, name), root, seen)
         )
-        yield from (path for name in files if not name.startswith(".") and (path := Path(folder, name)).is_file())
+        for path in (Path(folder, name) for name in files if not name.startswith(".")):
+            # a link that leads nowhere is a picture that is missing: it is listed, and not passed over
+            if path.is_file() or (os.path.islink(path) and not os.path.exists(path)):
+                yield path
 
 
 def _is_new(folder: Path, root: Path, seen: set[Path]) -> bool:
@@ -268,7 +274,8 @@ def _without_output(images: dict[Path, Path], args) -> dict[Path, Path]:
     """Leave out what an earlier run wrote, where the output folder is in an input folder."""
     output = Path(args.output).resolve()
     named = set(map(Path, args.input))
-    others = {path: root for path, root in images.items() if path in named or output not in path.resolve().parents}
+    real = {path: Path(os.path.realpath(path)) for path in images}  # does not mind a link to itself
+    others = {path: root for path, root in images.items() if path in named or output not in real[path].parents}
     if not others:
         raise InputError(
             f"all images of --input {' '.join(args.input)} are in --output {args.output}, where results would be taken "

@@ -30,8 +30,8 @@ from common.data.pictures import Datasets
 from common.data.survey import Problem, Survey, problems_of, split_message, survey
 from common.device.exits import exit_codes
 from common.errors import ExitCode, InputError
-from common.flags import path
 from common.record.files import write_json
+from common.values import path
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN_PROBLEMS, SHOWN_FILES = 20, 3  # in the text; --json has all
@@ -42,7 +42,7 @@ def parse(argv: list[str] | None = None) -> tuple[Namespace, Namespace]:
     models = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, choices=models, help="the folder whose train.py takes the flags")
-    parser.add_argument("--json", metavar="FILE", help="write all that was found there, for programs")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write all that was found there, for programs")
     parser.add_argument(
         "--fix",
         metavar="NEW_DIR",

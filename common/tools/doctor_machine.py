@@ -43,11 +43,16 @@ def machine(report: Report, output_dir: str) -> None:
                 f"/dev/shm: {size_text(size)}; --workers end with 'Bus error' when it is full; start the container "
                 "with --shm-size=8g, or train with --workers 0"
             )
-    folder = Path(os.path.realpath(output_dir))  # does not mind a loop
+    given, folder = Path(output_dir), Path(os.path.realpath(output_dir))  # does not mind a loop
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     report.row("disk", f"{size_text(free)} free for {folder}")
-    if not os.access(existing, os.W_OK):
+    links = [path for path in (given, *given.parents) if os.path.islink(path)]
+    if broken := next((path for path in links if not os.path.exists(path)), None):
+        report.missing.append(
+            f"disk: {broken} is a link that leads nowhere; mend it, or train with another --output_dir"
+        )
+    elif not os.access(existing, os.W_OK):
         report.missing.append(f"disk: {existing} cannot be written; train with --output_dir in a folder that can")
     elif free < LITTLE_DISK_BYTES:
         report.missing.append(f"disk: {size_text(free)} free for {folder}; checkpoints may not fit: free some, or "
