@@ -100,6 +100,7 @@ def test_a_run_goes_on_without_bad_files_lists_them_and_is_continued_alike(tmp_p
     Image.new("L", (80, 64), 9).save(bad_mask)
     flags = {"preset": "tiny", "dataset": "folder", "data_path": root, "device": "cpu", "workers": 0, "check_data": 1}
     flags |= {"max_steps": 6, "epochs": 2, "device_batch_size": 2, "image_size": 64, "base_channels": 8}
+    flags["cache"] = tmp_path / "cache"
     (root / "classes.json").write_text(
         json.dumps({"classes": [{"name": name, "ids": [number]} for number, name in enumerate("abc")]})
     )

@@ -198,5 +198,8 @@ def _remove_unfinished(folder: Path) -> None:
 def _estimate(pairs: Sequence, reader: CachedReader) -> float:
     """Bytes of the cache files of `pairs`, from some of them: only decoding tells what a reader gives."""
     chosen = pairs[:: max(1, len(pairs) // SAMPLED_PAIRS)][:SAMPLED_PAIRS]
-    sizes = [_bytes(*reader.read(pair)[1].shape) for pair in chosen]
+    sizes = []
+    for pair in chosen:
+        with contextlib.suppress(InputError):  # it is refused, or replaced, by whoever trains on it
+            sizes.append(_bytes(*reader.read(pair)[1].shape))
     return len(pairs) * float(np.mean(sizes)) if sizes else 0.0
