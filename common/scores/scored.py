@@ -19,7 +19,7 @@ from common.scores.gallery import EXAMPLES as FOLDER
 from common.scores.gallery import MATRIX, write_gallery
 from common.scores.images import ImageScores
 from common.scores.metrics import Metric
-from common.scores.views import Size, Views
+from common.scores.views import Size
 
 EXAMPLES = 3  # pictures kept of every evaluation of a training
 ABSENT_RULE = "a class that is neither in the truth nor in the prediction is in no mean"
@@ -101,8 +101,10 @@ class Evaluator:
         """Take windows from now on; Failed where they would need no less."""
         smaller = self.how
         if self.trained:
-            window, batch = self.trained
-            views = Views(self.how.views.window or window, self.how.views.stride, *self.how.views[2:])
+            (height, width), batch = self.trained
+            views = self.how.views
+            window = tuple(map(min, views.window or (height, width), (height, width)))
+            views = views if window == views.window else views._replace(window=window, stride=None)
             smaller = self.how._replace(batch_size=min(batch, self.how.batch_size), views=views)
         if smaller == self.how:
             raise Failed(f"the evaluation ran {said[:160]}; {_advice(self.how, shape)}")
