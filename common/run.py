@@ -313,12 +313,12 @@ class Run:
         scored = self._scored(model, dataset, self.submission)
         synchronize(world)
         log.rate(len(dataset), time.perf_counter() - started)
-        if scored:
+        if dataset.has_labels:
             log.eval(scored, scored.details())
             self.evaluator.show(log, model, dataset, scored)
         if self.submission:
             log.say(self.submission.note)
-        return log.finish()
+        return log.finish(details=scored.details())
 
     def evaluate_best(self, model: nn.Module, dataset: LabelledPictures | None, name: str) -> dict[str, float]:
         """The best weights of this run on one more data set, whose scores are returned as {name}_{score}.
@@ -338,7 +338,7 @@ class Run:
         self.log.say(f"best weights on the split {name}:  {shown}")
         return {f"{name}_{key}": value for key, value in scores.items()}
 
-    def _scored(self, model: nn.Module, dataset: LabelledPictures, keep: Callable | None = None) -> Scored | None:
+    def _scored(self, model: nn.Module, dataset: LabelledPictures, keep: Callable | None = None) -> Scored:
         """A network on a data set; if the run is asked to end meanwhile, a checkpoint says that this is still due."""
         try:
             return self.evaluator.score(model, dataset, self.log.say, keep)

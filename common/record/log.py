@@ -257,14 +257,15 @@ class RunLog:
 
     # ---- end
 
-    def finish(self, more_scores: dict[str, float] | None = None) -> dict:
+    def finish(self, more_scores: dict[str, float] | None = None, details: dict | None = None) -> dict:
         """Write result.json and the ModelZoo report, print the closing lines, and return the result.
 
         Final scores are those of an evaluation after the last step, or there are none. more_scores: besides them.
+        details: of an evaluation that is no part of a training.
         """
         mark(END)
         scores = {**(self.scores if self._scored_step == self.step else {}), **(more_scores or {})}
-        details = self.details if self._scored_step == self.step else {}
+        details = details or (self.details if self._scored_step == self.step else {})
         result = {
             "network": self.title.network,
             "case": self._case,
