@@ -71,7 +71,7 @@ def build_datasets(args: Namespace) -> Datasets:
     root, read = data_root(args.data_path, LAYOUT), read_pair._replace(exif=args.exif)
 
     def scored(split: str) -> EvalSet:
-        if split == "test" and not Path(root, f"{split}_GT").is_dir():
+        if args.evaluate and split == "test" and not Path(root, f"{split}_GT").is_dir():
             pictures = [(image, None) for image in find_pictures(root, split)]
             return EvalSet(Source(pictures, PicturesAlone(args.exif), INFO, "", split), args.image_size)
         return EvalSet(Source(find_pairs(root, split), cached(args, read, LAYOUT), INFO, "", split), args.image_size)

@@ -30,9 +30,10 @@ from common.nets.backbone import load_imagenet
 from common.record.bad_step import samples_of
 from common.record.checkpoint import Progress, check_evaluation, load_initial, load_model
 from common.record.choosing import check_choice
+from common.record.course import Course
 from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
-from common.record.log import Course, RunLog
+from common.record.log import RunLog
 from common.record.origin import check_continues, made_by
 from common.record.profiling import profiled
 from common.record.report import Title
@@ -330,7 +331,7 @@ class Run:
         """
         return evaluate_best(self, model, dataset, name)
 
-    def scored(self, model: nn.Module, dataset: LabelledPictures, keep: Callable | None = None) -> Scored | None:
+    def scored(self, model: nn.Module, dataset: LabelledPictures, keep: Callable | None = None) -> Scored:
         """A network on a data set; if the run is asked to end meanwhile, a checkpoint says that this is still due."""
         try:
             return self.evaluator.score(model, dataset, self.log.say, keep)

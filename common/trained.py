@@ -10,7 +10,8 @@ from common.data.pictures import LabelledPictures
 from common.device.placement import place, share_state
 from common.device.world import check_same, synchronize
 from common.record.checkpoint import load_weights
-from common.record.log import Course, RunLog
+from common.record.course import Course
+from common.record.log import RunLog
 
 if TYPE_CHECKING:
     from common.run import Run
@@ -29,12 +30,12 @@ def evaluate_checkpoint(run: "Run", model: nn.Module, dataset: LabelledPictures)
     scored = run.scored(model, dataset, run.submission)
     synchronize(world)
     log.rate(len(dataset), time.perf_counter() - started)
-    if scored:
+    if dataset.has_labels:
         log.eval(scored, scored.details())
         run.evaluator.show(log, model, dataset, scored)
     if run.submission:
         log.say(run.submission.note)
-    return log.finish()
+    return log.finish(details=scored.details())
 
 
 def evaluate_best(run: "Run", model: nn.Module, dataset: LabelledPictures | None, name: str) -> dict[str, float]:

@@ -12,7 +12,8 @@ from tensorboardX.proto.event_pb2 import Event
 from ci.tests.common_workers import world
 from common.device import memory
 from common.record import log as log_module
-from common.record.log import Course, RunLog
+from common.record.course import Course
+from common.record.log import RunLog
 from common.record.report import Title
 
 OPTIMIZER = SimpleNamespace(param_groups=[{"lr": 0.125}, {"lr": 1.25}])

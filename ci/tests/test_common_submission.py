@@ -30,7 +30,7 @@ def drawn(tmp_path_factory):
     return lambda layout: draw(layout, root / layout, train_images=2, val_images=3, size=(40, 56))
 
 
-def submitted(layout: str, root: Path, output: Path, **flags) -> tuple[LabelledPictures, Scored | None, list[Path]]:
+def submitted(layout: str, root: Path, output: Path, **flags) -> tuple[LabelledPictures, Scored, list[Path]]:
     """(the data set, what a random network scores, the files of --submission below its folder)."""
     folder = BY_LAYOUT[layout]
     words = ["--preset=tiny", "--evaluate", "--checkpoint=x.pt", f"--data_path={root}", f"--submission={output}"]
@@ -89,7 +89,8 @@ def test_a_split_without_labels_is_predicted_and_not_scored(drawn, tmp_path):
     root = tmp_path / "cityscapes"
     shutil.copytree(drawn("cityscapes") / "leftImg8bit" / "val", root / "leftImg8bit" / "test")
     dataset, scored, files = submitted("cityscapes", root, tmp_path / "out", eval_split="test")
-    assert scored is None and len(files) == 3
+    assert scored.metric is None and len(files) == 3
+    assert scored.details()["protocol"]["labelled"] is False
     with pytest.raises(InputError, match="no labels here.*--submission FOLDER"):
         check_submission(Namespace(submission="", evaluate=True), dataset)
 
@@ -99,14 +100,14 @@ def test_a_split_without_labels_is_predicted_and_not_scored(drawn, tmp_path):
     shutil.rmtree(root / "VOC2012" / "SegmentationClass")
     (root / "VOC2012" / "SegmentationClass").mkdir()
     _, scored, files = submitted("voc", root, tmp_path / "voc_out", eval_split="test")
-    assert scored is None and len(files) == 3 and {file.parts[-2] for file in files} == {"comp6_test_cls"}
+    assert scored.metric is None and len(files) == 3 and {file.parts[-2] for file in files} == {"comp6_test_cls"}
 
     root = shutil.copytree(drawn("isic"), tmp_path / "isic")
     shutil.rmtree(root / "test_GT", ignore_errors=True)
     shutil.rmtree(root / "test", ignore_errors=True)
     (root / "valid").rename(root / "test")
     _, scored, files = submitted("isic", root, tmp_path / "isic_out", eval_split="test")
-    assert scored is None and len(files) == 3
+    assert scored.metric is None and len(files) == 3
 
 
 def test_voc_masks_have_the_colours_and_places_of_its_archive(drawn, tmp_path):

@@ -13,7 +13,8 @@ from common.data.loading import batches
 from common.data.order import StepRange
 from common.device.world import World, check_same, setup
 from common.errors import Diverged, InputError
-from common.record.log import Course, RunLog
+from common.record.course import Course
+from common.record.log import RunLog
 from common.record.report import Title
 from common.scores.evaluate import Evaluation, evaluate
 from common.scores.metrics import ConfusionMatrix

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from common.device.world import World, device_name, sum_over_ranks, synchronize
 from common.errors import Diverged
 from common.record.bad_step import Recent
 from common.record.choosing import Choice
+from common.record.course import Course
 from common.record.environment import environment
 from common.record.files import write_json
 from common.record.folder import open_folder
@@ -35,19 +35,6 @@ from common.record.report import Title, closing_lines, write_report
 from common.scores.metrics import Metric
 
 RATE_WARMUP_STEPS = 10  # steps that do not count in images/s: workers start, kernels are chosen
-
-
-class Course(NamedTuple):
-    """Which steps a run does: 0-based from `first_step` to `total_steps`; none for an evaluation."""
-
-    first_step: int = 0
-    total_steps: int = 0
-    steps_per_epoch: int = 1
-    images_per_step: int = 1  # of all devices
-    best: float | None = None  # score of the steps before, where this continues a run
-    continues: bool = False  # in the folder of the run that did the steps before
-    started: float | None = None  # when the process began, in seconds of the clock; None: now
-    evaluations_since_best: int = 0  # of the steps before
 
 
 class RunLog:
@@ -268,15 +255,18 @@ class RunLog:
 
     # ---- end
 
-    def finish(self, more_scores: dict[str, float] | None = None, skipped: Sequence[str] = ()) -> dict:
+    def finish(
+        self, more_scores: dict[str, float] | None = None, skipped: Sequence[str] = (), details: dict | None = None
+    ) -> dict:
         """Write result.json and the ModelZoo report, print the closing lines, and return the result.
 
         Final scores are those of an evaluation after the last step, or there are none. more_scores: besides them.
-        skipped: what is wrong with training samples that were replaced.
+        skipped: what is wrong with training samples that were replaced. details: of an evaluation that is no part of a
+        training.
         """
         mark(END)
         scores = {**(self.scores if self._scored_step == self.step else {}), **(more_scores or {})}
-        details = self.details if self._scored_step == self.step else {}
+        details = details or (self.details if self._scored_step == self.step else {})
         result = {
             "network": self.title.network,
             "case": self._case,

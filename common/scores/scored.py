@@ -19,16 +19,16 @@ from common.scores.gallery import EXAMPLES as FOLDER
 from common.scores.gallery import MATRIX, write_gallery
 from common.scores.images import ImageScores
 from common.scores.metrics import EVAL_LOSS, Metric
-from common.scores.views import Size, Views
+from common.scores.views import Size
 
 EXAMPLES = 3  # pictures kept of every evaluation of a training
 ABSENT_RULE = "a class that is neither in the truth nor in the prediction is in no mean"
 
 
 class Scored(NamedTuple):
-    """What a network scores on a data set; a `Metric` for whoever reads it."""
+    """What a network scores on a data set; a `Metric` for whoever reads it. metric: None for one without labels."""
 
-    metric: Metric
+    metric: Metric | None
     images: ImageScores
     protocol: dict
 
@@ -46,6 +46,8 @@ class Scored(NamedTuple):
 
     def details(self) -> dict:
         """For result.json: the protocol, and what is counted of each class."""
+        if self.metric is None:
+            return {"protocol": self.protocol}
         table = class_table(self.metric.confusion(), list(self.class_scores()))
         return {
             "protocol": self.protocol,
@@ -68,8 +70,8 @@ class Evaluator:
 
     def score(
         self, model: nn.Module, dataset: LabelledPictures, say: Callable[[str], None], keep: Callable | None = None
-    ) -> Scored | None:
-        """The scores of a network; None for a data set without labels. keep: as `evaluate` has it. say: for notes.
+    ) -> Scored:
+        """The scores of a network. keep: as `evaluate` has it. say: for notes.
 
         Raises Stopped as `evaluate` does, and Failed, with what to do, where memory does not even do for windows.
         """
@@ -82,7 +84,7 @@ class Evaluator:
             except OutOfMemory as error:
                 said, shape = str(error), error.shape
             else:
-                return Scored(metric, images, self._protocol(dataset)) if metric else None
+                return Scored(metric, images, self._protocol(dataset))
             self._make_room(said, shape)
             say(self.note)
 
@@ -101,8 +103,10 @@ class Evaluator:
         """Take windows from now on; Failed where they would need no less."""
         smaller = self.how
         if self.trained:
-            window, batch = self.trained
-            views = Views(self.how.views.window or window, self.how.views.stride, *self.how.views[2:])
+            (height, width), batch = self.trained
+            views = self.how.views
+            window = tuple(map(min, views.window or (height, width), (height, width)))
+            views = views if window == views.window else views._replace(window=window, stride=None)
             smaller = self.how._replace(batch_size=min(batch, self.how.batch_size), views=views)
         if smaller == self.how:
             raise Failed(f"the evaluation ran {said[:160]}; {_advice(self.how, shape)}")
@@ -120,6 +124,7 @@ class Evaluator:
         note = {"note": self.note} if self.note else {}
         return {
             "split": dataset.split,
+            "labelled": dataset.has_labels,
             "images": len(dataset),
             "sizes": dataset.scored_at,
             **self.how.views.described(),
@@ -135,6 +140,6 @@ def _advice(how: Evaluation, shape: tuple[int, ...] | None) -> str:
         return "lower --eval_batch_size, or give a smaller --window"
     batch, _, *size = shape
     size = how.views.window or [math.ceil(side * max(how.views.scales)) for side in size]
-    height, width = (max(64, -(-side // 64) * 32) for side in size)  # half of it, in multiples of 32
+    height, width = (-(-side // 64) * 32 for side in size)  # half of it, in multiples of 32
     lower = f"give --eval_batch_size {batch // 2}, or " if batch > 1 else "give "
     return f"{batch} images of {shape[2]} x {shape[3]} at a time are too much: {lower}--window {height}x{width}"
