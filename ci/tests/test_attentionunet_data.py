@@ -767,9 +767,9 @@ def scaled_loss(monkeypatch, factor: Callable[[], float]) -> None:
     """Multiply the loss of a training by what `factor` returns."""
     real = train.training_loss
 
-    def loss(*arguments):
+    def loss(*arguments, **options):
         by = factor()
-        return {name: by * term for name, term in real(*arguments).items()}
+        return {name: by * term for name, term in real(*arguments, **options).items()}
 
     monkeypatch.setattr(train, "training_loss", loss)
 
