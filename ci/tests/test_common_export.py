@@ -74,7 +74,7 @@ def test_a_file_of_any_size_gives_the_logits_of_the_network(folder, exported, ch
     assert theirs.options == ours.options
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", ["AttentionUNet", "ICNet"])  # a mask, and class ids
 def test_bytes_in_and_class_ids_out(folder, exported, checkpoints):
     import onnxruntime
 

@@ -171,7 +171,7 @@ def test_the_full_training_on_one_npu_equals_the_cpus(folder, data, on_the_cpu, 
     assert_same_training(tmp_path / "run", on_the_cpu(folder), devices=1)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", ["AttentionUNet", "DynamicUNet"])  # one of Adam, one of SGD
 def test_the_performance_run_on_one_npu_makes_the_same_steps(folder, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
     carry_out(folder, "--preset=performance_1p", *words_of(folder, data(folder), tmp_path / "run"))
     assert_same_steps(tmp_path / "run", on_the_cpu(folder))
