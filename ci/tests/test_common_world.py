@@ -180,7 +180,7 @@ def test_a_plugin_that_does_not_import_is_asked_for_its_reason_once(real_lookup,
 
 def test_auto_says_what_it_has_found(monkeypatch, capsys):
     def said(**given):
-        launch(lambda *_: None, lambda *_: (Datasets(None, None), None), flags(**given), small_folder)
+        launch(lambda *_: {}, lambda *_: (Datasets(None, None), None), flags(**given), small_folder)
         return capsys.readouterr().out
 
     assert said() == "running on the CPU (--device auto): torch_npu is not installed; torch sees no CUDA device\n"
@@ -416,6 +416,7 @@ def launched(capsys, error=None, check=passes, **given):
         ran.append(args)
         if error:
             raise error
+        return {}
 
     code = 0
     try:
@@ -603,7 +604,7 @@ def test_a_process_of_torchrun_runs_at_once(capsys, monkeypatch, torchrun, check
         return Datasets(pictures, None), None
 
     args = flags(device="cpu", devices=8, check_data=1)
-    launch(lambda *given: ran.append(given), build, args, small_folder)
+    launch(lambda *given: ran.append(given) or {}, build, args, small_folder)
     assert capsys.readouterr().err == ""
     assert (sizes, pictures.checked, len(ran)) == ([6], looked, 1)
     assert torchrun.commands == []
@@ -623,7 +624,7 @@ def test_a_process_of_torchrun_says_what_auto_took(capsys, monkeypatch):
     for rank in ("0", "1"):
         for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
             monkeypatch.setenv(name, value)
-        launch(lambda *_: None, lambda *_: (Datasets(None, None), None), flags(), small_folder)
+        launch(lambda *_: {}, lambda *_: (Datasets(None, None), None), flags(), small_folder)
         said = "running on CUDA (--device auto): torch_npu is not installed\n"
         assert capsys.readouterr().out == (said if rank == "0" else "")
 
@@ -687,6 +688,7 @@ def main(args, run, data, model):
         if run.world.rank == 1:
             raise InputError("image x is cut off")
         sum_over_ranks(torch.zeros(1))  # waits for the other one
+    return {{}}
 
 launch(main, build, small_folder.arguments(folder / "run", devices=2, check_data=1), small_folder)
 """
