@@ -670,7 +670,7 @@ def note(name, text):
         file.write(text)
 
 class Pictures(small_folder.Pictures):
-    def check(self, decode_images):
+    def check(self, decode_images, most_bad=0):
         note("checked", f"{{len(self)}} ")
 
 def build(args, run):
