@@ -34,7 +34,6 @@ from common.values import (
     workers,
 )
 
-
 # What --config does not take: what a run wrote and was told once, and where it was computed. Where its data and its
 # first weights are is a part of the recipe, and so is the number of devices.
 NOT_OF_A_CONFIG = (OF_ONE_PROCESS - {"data_path", "pretrained", "load_from", "devices"}) | {
