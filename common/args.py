@@ -3,13 +3,14 @@
 A preset is a flat dictionary of values in a folder's `presets.py`; `common.flags` gives each name its type, its topic
 and one line of help. A flag on the command line wins over the preset. `-` and `_` are the same in a flag's name,
 abbreviations are refused, and a switch has a `--no-` form. `presets.ALIASES` lists the spellings of the original
-README of a model beside ours.
+README of a model beside ours. Between the two stand the values of a file (--config).
 
 Nothing here imports torch: `--help` answers at once, and a wrong flag is refused before anything is loaded.
 """
 
 import argparse
 import difflib
+import json
 import os
 import signal
 import sys
@@ -33,6 +34,12 @@ from common.values import (
     workers,
 )
 
+# What --config does not take: what a run wrote and was told once, and where it was computed. Where its data and its
+# first weights are is a part of the recipe, and so is the number of devices.
+NOT_OF_A_CONFIG = (OF_ONE_PROCESS - {"data_path", "pretrained", "load_from", "devices"}) | {
+    "given", "started", "evaluate", "resume_anyway", "seeds", "max_minutes", "prof", "prof_test",
+}  # fmt: skip
+
 
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str):
@@ -40,7 +47,12 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviations, and - for _, and reports an error in one line."""
+    """An argument parser that takes no abbreviations, and - for _, and reports an error in one line.
+
+    reads: what it reads in place of the command line, to begin an error with; ''.
+    """
+
+    reads = ""
 
     def __init__(self, **options):
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **options})
@@ -54,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message and (meant := self._meant(unknown)):
             message += f"; {meant}"
-        print(f"{self.prog}: error: {message}; see --help", file=sys.stderr)
+        print(f"{self.prog}: error: {self.reads}{message}; see --help", file=sys.stderr)
         sys.exit(2)
 
     def _meant(self, unknown: str) -> str:
@@ -71,7 +83,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_args(presets: ModuleType, argv: list[str] | None = None, description: str = "") -> Namespace:
-    """The values of the chosen preset with the command line's flags over them.
+    """The values of the chosen preset, those of the file of --config over them, and the command line's over both.
 
     presets: a folder's module with PRESETS {name: {flag: value}}, the first of which is the default, and ALIASES
     {original spelling: flag}, or {original spelling: {flag: value}} for one that stands for flags with their values.
@@ -80,8 +92,15 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
     """
     default = next(iter(presets.PRESETS))
     first = Parser(add_help=False)
-    first.add_argument("--preset", choices=list(presets.PRESETS), default=default)
-    values = presets.PRESETS[first.parse_known_args(argv)[0].preset]
+    first.add_argument("--preset", choices=list(presets.PRESETS))
+    first.add_argument("--config", type=path, default="")
+    chosen = first.parse_known_args(argv)[0]
+    content = _config(first, chosen.config) if chosen.config else {}
+    named = content.pop("preset", default)
+    if not chosen.preset and named not in presets.PRESETS:
+        first.error(f"--config {chosen.config}: there is no preset {named}; give one with --preset")
+    default = chosen.preset or named
+    values = presets.PRESETS[default]
 
     parser = Parser(description=description)
     parser.add_argument(
@@ -89,7 +108,8 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
         choices=list(presets.PRESETS),
         default=default,
         metavar="NAME",
-        help=f"the recipe whose values are the defaults below: {', '.join(presets.PRESETS)}; default: {default}",
+        help=f"the recipe whose values are the defaults below: {', '.join(presets.PRESETS)}; default: "
+        f"{next(iter(presets.PRESETS))}",
     )
     aliases: dict[str, list[str]] = {}
     settings: dict[
@@ -115,6 +135,10 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
     for one, other in EITHER_OR:
         if one in args.given and other in args.given:
             parser.error(f"--{one} and --{other} say the same thing in two ways; give one of them")
+    either = {**dict(EITHER_OR), **{other: one for one, other in EITHER_OR}}
+    for name, value in _of_config(parser, chosen.config, content, presets).items():
+        if getattr(args, name) is _DEFAULT and either.get(name) not in args.given:
+            setattr(args, name, value)
     folder = Path(presets.__file__).resolve().parent
     for name, value in {**values, "output_dir": values["output_dir"] or f"output/{args.preset}"}.items():
         if getattr(args, name) is _DEFAULT:
@@ -123,12 +147,52 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
     return args
 
 
+def _config(parser: Parser, file: str) -> dict[str, object]:
+    """Flags with their values from a JSON file {flag: value}, or from the `values` of a run's config.json.
+
+    Of a run's, those that are of that run alone are left out. Ends with one line for a file that holds no such thing.
+    """
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        parser.error(
+            f"--config {file} cannot be read ({reason}); give the config.json of a run, or JSON {{flag: value}}"
+        )
+    values = content.get("values", content) if isinstance(content, dict) else None
+    if not isinstance(values, dict):
+        parser.error(f"--config {file} names no flags; give the config.json of a run, or JSON {{flag: value}}")
+    if values is not content:
+        return {name: value for name, value in values.items() if name not in NOT_OF_A_CONFIG}
+    return values
+
+
+def _of_config(parser: Parser, file: str, content: dict[str, object], presets: ModuleType) -> dict[str, object]:
+    """What the flags in the file of --config mean. Ends with one line that names file and flag for a refused one."""
+    parser.reads = f"--config {file}: "
+    nothing = {name for values in presets.PRESETS.values() for name, value in values.items() if value is None}
+    words = []
+    for name, value in content.items():
+        if isinstance(value, dict) or (value is None and name not in nothing):
+            parser.error(f"--{name} cannot be {json.dumps(value)}")
+        if value is not None:
+            is_size = FLAG_KINDS.get(name) is size and isinstance(value, list)
+            words.append(f"--{name}={'x'.join(map(str, value)) if is_size else format_value(value)}")
+    read = vars(parser.parse_args(words))
+    found = {name: value for name, value in read.items() if value is not _DEFAULT and name != "preset"}
+    if of_one_run := sorted(found.keys() & NOT_OF_A_CONFIG):
+        parser.error(f"--{of_one_run[0]} is of one run or machine; give it on the command line")
+    parser.reads = ""
+    return dict.fromkeys((name for name, value in content.items() if value is None)) | found
+
+
 def shared_values(args: Namespace) -> dict[str, object]:
     """The flags that all processes of a run must have alike, with their values."""
     known = {name for flags in FLAGS.values() for name in flags}
     return {name: value for name, value in vars(args).items() if name in known - OF_ONE_PROCESS}
 
 
+FLAG_KINDS = {name: kind for flags in FLAGS.values() for name, (kind, _) in flags.items()}
 _DEFAULT = object()  # told from every value that a command line can give
 
 

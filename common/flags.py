@@ -179,6 +179,11 @@ FLAGS: dict[str, dict[str, tuple]] = {
     },
     "run": {
         "output_dir": (path, "folder of the run, in the model's folder unless it is given"),
+        "config": (
+            path,
+            "take the values of an earlier run from its config.json, or from a JSON file of {flag: value}; the command "
+            "line wins over it, and it over the preset",
+        ),
         "resume": (
             path,
             "continue from a checkpoints/last.pt; 'auto': from the newest one of --output_dir that is whole, if any",
@@ -246,6 +251,7 @@ RUN: dict[str, object] = {
     "flip": False,
     "submission": "",
     "output_dir": None,
+    "config": "",
     "resume": "",
     "resume_anyway": False,
     "keep": 2,
@@ -310,8 +316,8 @@ PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "submiss
 
 # What may differ between the processes of one run: where they are, and how each of them reads.
 OF_ONE_PROCESS = PATHS | {
-    "resume", "workers", "cache_share", "check_data", "device", "devices", "device_list", "distributed", "nnodes",
-    "node_rank", "master_addr", "master_port", "local_addr", "local_rank",
+    "config", "resume", "workers", "cache_share", "check_data", "device", "devices", "device_list", "distributed",
+    "nnodes", "node_rank", "master_addr", "master_port", "local_addr", "local_rank",
     "max_restarts",
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """common/args.py: presets, flags over them, spellings, refusals and --help."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,57 @@ def test_a_spelling_may_stand_for_flags_with_their_values(capsys):
     assert {"amp", "hf32"} <= set(args.given)
     args = parse_args(presets, ["--fp32", "--hf32"])
     assert (args.amp, args.hf32) == (False, True), "the last word counts"
+
+
+def test_a_config_stands_between_the_preset_and_the_command_line(tmp_path):
+    file = tmp_path / "config.json"
+    run = parse_args(icnet, "--preset full_8p --crop_size=64x32 --scales=0.5,1 --lr=0.3 --amp=0 --output_dir=x".split())
+    run.resume, run.device_list, run.workers = "auto", [3], 7
+    file.write_text(json.dumps({"values": {**vars(run), "started": 1.5}, "environment": {}}))
+    again = parse_args(icnet, [f"--config={file}", "--epochs=9"])
+    assert (again.preset, again.given) == ("full_8p", ["config", "epochs"])
+    assert (again.epochs, again.lr, again.amp, again.devices, again.hf32) == (9, 0.3, False, 8, None)
+    assert (again.crop_size, again.scales, again.data_path) == ((64, 32), [0.5, 1.0], run.data_path)
+    assert (again.resume, again.device_list, again.workers) == ("", None, "auto")
+    assert again.output_dir.endswith("ICNet/output/full_8p")
+    other = parse_args(icnet, [f"--config={file}", "--preset=full_1p", "--lr=0.2"])
+    assert (other.preset, other.lr, other.device_batch_size) == ("full_1p", 0.2, run.device_batch_size)
+    file.write_text(json.dumps({"init-lr" if "init_lr" in icnet.ALIASES else "lr": 0.4, "validate": False}))
+    assert (parse_args(icnet, ["--config", str(file)]).lr, parse_args(icnet, ["--config", str(file)]).validate) == (
+        0.4, False,
+    )  # fmt: skip
+
+
+def test_a_length_on_the_command_line_takes_the_place_of_the_one_in_a_config(tmp_path):
+    bisenet = module("BiSeNetv1", "presets")
+    file = tmp_path / "config.json"
+    file.write_text('{"epochs": 7, "lr": 0.5}')
+    assert parse_args(bisenet, [f"--config={file}"]).epochs == 7
+    args = parse_args(bisenet, [f"--config={file}", "--total_steps=3"])
+    assert (args.epochs, args.total_steps, args.lr) == (bisenet.BASE["epochs"], 3, 0.5)
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        ('{"lr": "fast"}', "--lr"),
+        ('{"lr": null}', "--lr cannot be null"),
+        ('{"lr": {"a": 1}}', "--lr cannot be"),
+        ('{"batchsize": 3}', "--batchsize"),
+        ('{"values": {"lr": -1}}', "'-1' is not a finite number"),
+        ('{"work_dir": "x"}', "--output_dir is of one run or machine"),
+        ('{"preset": "slow"}', "there is no preset slow"),
+        ("[1]", "names no flags"),
+        ("{", "it is no JSON"),
+        (None, "No such file"),
+    ],
+)
+def test_what_a_config_cannot_say_is_one_line_with_file_and_flag(capsys, tmp_path, content, named):
+    file = tmp_path / "recipe.json"
+    if content is not None:
+        file.write_text(content)
+    line = refused(capsys, icnet, f"--config={file}")
+    assert f"--config {file}" in line and named in line
 
 
 def test_flags_are_answered_without_importing_torch():
