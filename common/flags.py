@@ -96,6 +96,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "max_steps": (count, "stop after so many optimizer steps of the schedule (0: at its end)"),
         "device_batch_size": (positive, "training images of one device in one step"),
         "total_batch_size": (positive, "training images of one step of all devices (for --device_batch_size)"),
+        "accumulate": (
+            positive,
+            "add up the gradients of so many device batches for each optimizer step, where memory is short",
+        ),
         "eval_batch_size": (positive, "validation images of one device at a time"),
         "schedule": (("cosine_epoch", "poly"), "how the learning rate falls"),
         "warmup_epochs": (count, "epochs in which the learning rate rises"),
@@ -206,6 +210,7 @@ RUN: dict[str, object] = {
     "new_head": False,
     "best_by": "",
     "stop_after": 0,
+    "accumulate": 1,
     "clip_norm": 0.0,
     "loss": "ce",
     "class_weights": "",
@@ -334,8 +339,8 @@ CHANGES = {
 }  # fmt: skip
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.
 SAME_RUN = OF_ONE_PROCESS | {
-    "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "eval_batch_size", "evaluate",
-    "new_head", "eval_split", "max_minutes", "seeds", "stop_after",
+    "epochs", "total_steps", "max_steps", "device_batch_size", "total_batch_size", "accumulate", "eval_batch_size",
+    "evaluate", "new_head", "eval_split", "max_minutes", "seeds", "stop_after",
     "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
     "resume_anyway", "skip_bad", "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs",
     "log_every_steps", "prof", "prof_test", "prof_steps",
