@@ -31,11 +31,11 @@ import torch
 from ci.tests import small_folder
 from ci.tests.folders import ROOT, command_line, module, parsed
 from ci.tests.runs import assert_same_state, forked, last_checkpoint, metric_rows
-from common import run as run_module
 from common.args import parse_args
 from common.record import saving
 from common.run import Run
 from common.samples.layout import draw
+from common.scores import scored
 from common.start import launch
 
 SMALL, SCRIPT = "small", "train.py"
@@ -77,7 +77,7 @@ def tell_phases(path: Path) -> None:
 
     Run.step = telling("train", Run.step)
     saving.Saver.save = telling("save", saving.Saver.save)
-    run_module.evaluate = telling("evaluate", run_module.evaluate)
+    scored.evaluate = telling("evaluate", scored.evaluate)
 
 
 def one_run(model: str, words: list[str], prepare: Callable[[], None] | None = None) -> None:

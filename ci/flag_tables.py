@@ -43,6 +43,7 @@ CHINESE = {
     "label_smoothing": "`ce` 和 `ohem` 中平均分给所有类别的真值份额",
     "max_steps": "执行学习率调度的多少步后停止（0：到调度结束）",
     "device_batch_size": "每个设备每步的训练图片数",
+    "accumulate": "每个优化步累加多少个设备批次的梯度，用于显存不足时",
     "eval_batch_size": "每个设备每次评测的图片数",
     "schedule": "学习率的下降方式",
     "warmup_epochs": "学习率预热的 epoch 数",

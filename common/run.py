@@ -43,6 +43,7 @@ from common.scores.evaluate import Evaluation
 from common.scores.scored import Evaluator, Scored
 from common.scores.submission import check_submission
 from common.scores.views import Views, check_views
+from common.step.accumulating import Parts
 from common.step.amp import Amp, autocast, check_device_options, effective_opt_level
 from common.step.class_weights import chosen_criterion
 from common.step.compiling import compiled, recorded
@@ -78,6 +79,7 @@ class Run:
         self.feed = feed or Feed(partial(batches, unreadable=self.stop.unreadable))
         self.title = Title(presets.NETWORK, "acc" if args.validate else "perf", presets.REPORTED_SCORES)
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
+        self.parts = Parts(args.accumulate)
         self.criterion: Criterion | None = None  # of --loss; None: the recipe's own loss
         self.progress, self.resumed, self.saver, self.result = Progress(0, None, 0), None, None, None
         self.skips = Skips(args.skip_bad)
@@ -120,7 +122,7 @@ class Run:
         check_source(args.fused_optimizer, optimizer, find_device_type(args.device))
         self.image_size = image_size
         self.device_batch_size = images_of_one_device(args, self.processes)
-        self.images_per_step = self.device_batch_size * self.processes
+        self.images_per_step = self.device_batch_size * self.processes * args.accumulate
         steps_per_epoch = self.feed.steps_in_epoch(train_set, self.images_per_step)
         schedule_steps = args.epochs * steps_per_epoch if args.epochs else args.total_steps
         self.length = Length(steps_per_epoch, schedule_steps, min(args.max_steps or schedule_steps, schedule_steps))
@@ -135,7 +137,7 @@ class Run:
         """
         args = self.args
         # batch norms over all processes see the images of all of them
-        images_of_a_norm = self.images_per_step if args.sync_bn else self.device_batch_size
+        images_of_a_norm = self.device_batch_size * (self.processes if args.sync_bn else 1)
         model.check_shape((images_of_a_norm, 3, *self.image_size))
         if args.resume == "auto" and not self.checkpoints:
             self.notes.append(f"--resume auto: no checkpoint in {args.output_dir}, the run starts anew")
@@ -196,8 +198,9 @@ class Run:
     def steps(self, train_set: LabelledPictures) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(0-based step, images [B, 3, H, W] float32, target [B, H, W]) of every step that is left, on the device.
 
-        Compiles the network and shares it between the processes first. A run that is complete has no step left. Raises
-        Stopped, having saved, after a step during which a process was asked to end.
+        With --accumulate each part of a step comes by itself. Compiles the network and shares it between the processes
+        first. A run that is complete has no step left. Raises Stopped, having saved, after a step during which a
+        process was asked to end.
         """
         args, first_step = self.args, self.progress.steps_done
         check_same(self.world, args, first_step, *self.datasets)
@@ -216,13 +219,16 @@ class Run:
         if self.progress.unscored:
             self._step = first_step - 1
             self.evaluate(self.datasets.val)
-        todo = StepRange(self.device_batch_size, args.seed, first_step, self.length.total_steps)
+        todo = StepRange(self.device_batch_size, args.seed, first_step, self.length.total_steps, self.parts.number)
         self.log.recent.watch(self.network, self.amp, samples_of(train_set, todo, self.world))
         read = partial(self.feed.batches, skips=self.skips) if args.skip_bad else self.feed.batches
         stream = profiled(read(train_set, todo, self.world, self.workers), args, self.world)
-        for step, images, target in self.log.steps(shown_first(stream, train_set, self.log)):
+        stream = self.log.steps(shown_first(stream, train_set, self.log))
+        for step, images, target in self.parts.of(stream, self.network):
             self._step = step
             yield step, images, target
+            if not self.parts.is_last:
+                continue
             if self.saver.is_due(step):
                 self.saver.save(step)
             if step + 1 < self.length.total_steps:  # what is left after the last one is soon done
@@ -270,13 +276,16 @@ class Run:
         return self.amp.autocast()
 
     def step(self, losses: dict[str, Tensor]) -> None:
-        """Minimise the sum of the losses: backward pass, optimizer step unless a gradient is not finite, a line."""
-        self.amp.step(sum(losses.values()))
-        self.log.train(self._step, losses, self.amp.optimizer, self.amp)
+        """Minimise the sum of the losses: backward pass, optimizer step unless a gradient is not finite, a line.
+
+        Of a step in several parts there is the backward pass alone before the last one.
+        """
+        if losses := self.parts.minimise(losses, self.amp):
+            self.log.train(self._step, losses, self.amp.optimizer, self.amp)
 
     def due(self, step: int, every: int) -> bool:
         """Whether what is done every so many steps (0: never), and at the end, comes after this 0-based step."""
-        return self.length.is_due(step, every)
+        return self.parts.is_last and self.length.is_due(step, every)
 
     def evaluate(self, val_set: LabelledPictures | None) -> None:
         """Score the network on the validation set, if there is one, and write a checkpoint."""

@@ -570,7 +570,12 @@ def test_a_decay_longer_than_the_training_is_refused():
 
 
 def test_images_of_one_device():
-    assert images_of_one_device(Namespace(total_batch_size=None, device_batch_size=16), 8) == 16
-    assert images_of_one_device(Namespace(total_batch_size=128, device_batch_size=3, given=[]), 8) == 16
+    def images(total: int | None, accumulate: int = 1) -> int:
+        args = Namespace(total_batch_size=total, device_batch_size=3, accumulate=accumulate)
+        return images_of_one_device(args, 8)
+
+    assert (images(None), images(128), images(128, 2)) == (3, 16, 8)
     with pytest.raises(ValueError, match="--total_batch_size 130 .* 8 devices.*multiple of 8"):
-        images_of_one_device(Namespace(total_batch_size=130, device_batch_size=16, given=[]), 8)
+        images(130)
+    with pytest.raises(ValueError, match="--total_batch_size 136 .* 8 x 2 .--accumulate.* multiple of 16"):
+        images(136, 2)

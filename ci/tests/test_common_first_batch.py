@@ -53,6 +53,14 @@ def test_a_run_writes_it_before_its_first_step_and_one_that_goes_on_does_not(tmp
         assert picture.mode == "RGB" and picture.width == 2 * small_folder.IMAGE_SIZE[1]
 
 
+def test_of_a_step_in_parts_the_first_is_drawn(tmp_path):
+    log = SimpleNamespace(output_dir=tmp_path, world=SimpleNamespace(is_main=True))
+    parts = [(0, torch.zeros(count, 3, 4, 4), torch.zeros(count, 4, 4, dtype=torch.int64)) for count in (2, 1)]
+    assert len(list(shown_first(parts, SimpleNamespace(info=INFO), log))) == 2
+    with Image.open(tmp_path / NAME) as picture:
+        assert picture.width == 2 * 4
+
+
 def test_only_the_first_batch_of_the_main_process_is_drawn(tmp_path):
     batch = torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)
     train_set = SimpleNamespace(info=INFO)

@@ -10,8 +10,9 @@ from ci.tests import small_folder
 from ci.tests.runs import last_checkpoint
 from ci.tests.small_folder import Pictures, arguments, build, main
 from common.errors import InputError
-from common.flags import ANOTHER_RUN, CHANGES, FLAGS, SAME_RUN
+from common.flags import FLAGS
 from common.record import origin
+from common.record.differences import ANOTHER_RUN, CHANGES, SAME_RUN
 from common.record.origin import SAMPLED, compare, fingerprint
 from common.start import carry_out
 

@@ -62,6 +62,7 @@ def whole(output_dir: Path, **flags) -> dict:
         ({}, 2, (2, 4), (2, 4, 4)),
         ({"total_batch_size": 4}, 2, (2, 4), (2, 4, 4)),
         ({"device_batch_size": 3}, 1, (3, 3), (2, 4, 4)),
+        ({"device_batch_size": 1, "accumulate": 2}, 2, (1, 4), (2, 4, 4)),
         ({"max_steps": 3}, 1, (2, 2), (4, 8, 3)),
         ({"max_steps": 99}, 1, (2, 2), (4, 8, 8)),
         ({"preset": "in_steps"}, 1, (2, 2), (4, 5, 5)),
@@ -100,7 +101,7 @@ def test_another_feed_says_how_long_an_epoch_is_and_gives_the_batches(tmp_path):
 
     feed = Feed(batches, lambda dataset, images: 3)
     result = carry_out(main, build, arguments(tmp_path / "run", validate=0, seed=7), small_folder, feed)
-    assert (result["steps"], asked) == (6, [(2, 7, 0, 6)])
+    assert (result["steps"], asked) == (6, [(2, 7, 0, 6, 1)])
 
 
 # ---- what is looked at before

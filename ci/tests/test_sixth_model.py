@@ -19,7 +19,9 @@ MODEL = '''
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common import IGNORE_INDEX
 from common.errors import InputError
+from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, upsampled_cross_entropy
 
 
@@ -49,8 +51,10 @@ def build_model(num_classes: int = 19) -> PlainNet:
     return PlainNet(num_classes)
 
 
-def training_loss(outputs: tuple[Tensor], target: Tensor) -> dict[str, Tensor]:
-    return {"main": upsampled_cross_entropy(outputs[0], target)}
+def training_loss(
+    outputs: tuple[Tensor], target: Tensor, ignore_index: int = IGNORE_INDEX, criterion: Criterion | None = None
+) -> dict[str, Tensor]:
+    return {"main": (criterion or upsampled_cross_entropy)(outputs[0], target, ignore_index)}
 '''
 
 WEIGHTS = '''

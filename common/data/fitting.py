@@ -48,10 +48,10 @@ def fit(args: Namespace, pairs: Sequence[tuple[Path, Path]]) -> str:
         choose("image_size", min(LARGEST_SQUARE, side))
     device = find_device_type(args.device)
     height, width = getattr(args, "crop_size", None) or (args.image_size, args.image_size)
-    processes = process_count(args)
-    choose("device_batch_size", max(2, min(_batch(device, height * width), len(pairs) // processes)))
+    parts = process_count(args) * args.accumulate
+    choose("device_batch_size", max(2, min(_batch(device, height * width), len(pairs) // parts)))
     steps = STEPS_OF_A_CPU if device == "cpu" else STEPS
-    steps_per_epoch = max(1, len(pairs) // (args.device_batch_size * processes))
+    steps_per_epoch = max(1, len(pairs) // (args.device_batch_size * parts))
     if not hasattr(args, "total_steps"):
         choose("epochs", max(SMALLEST_EPOCHS, math.ceil(steps / steps_per_epoch)))
     elif args.epochs is None:

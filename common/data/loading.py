@@ -29,8 +29,8 @@ if sys.version_info < (3, 12):
     os.register_at_fork(before=lambda: sys._current_frames())
 
 
-# Batches that are read before they are needed. Processes agree on an end after a step, and know of it after the next
-# one (`Agreement.largest`): until then the one that cannot read its data has to take part.
+# Steps whose batches are read before they are needed. Processes agree on an end after a step, and know of it after the
+# next one (`Agreement.largest`): until then the one that cannot read its data has to take part.
 AHEAD = 2
 
 
@@ -55,18 +55,21 @@ def batches(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(step, images [B, 3, H, W] float32, target [B, H, W]) on the device, for every step that is left.
 
-    Targets are int64, or floating where the data set gives such. Before each step everything random on the device is
-    seeded by (seed, rank, step). One set of workers serves the whole run, and the next batch is on its way while the
-    present one is used. Raises InputError, naming the file, for a sample that cannot be read, unless `skips` allows for
-    it: then another one takes its place. unreadable: is told of the error AHEAD steps before.
+    Targets are int64, or floating where the data set gives such. A step of several parts comes as one batch for each.
+    Before each of them everything random on the device is seeded by (seed, rank, step, part). One set of workers serves
+    the whole run, and the next batch is on its way while the present one is used. Raises InputError, naming the file,
+    for a sample that cannot be read, unless `skips` allows for it: then another one takes its place. unreadable: is
+    told of the error AHEAD steps before.
     """
     keys = StepSampler(len(dataset), steps, world)
     loader = _loader(_Reporting(dataset, skips.most if skips else 0), keys, world, workers, default_collate)
     loaded = (_unpack(batch, skips) for batch in loader)
     if unreadable:
-        loaded = _ahead(loaded, unreadable)
-    for step, (images, target) in enumerate(_on_device(loaded, dataset, world), start=steps.first_step):
-        seed_step(steps.seed, world, step)
+        loaded = _ahead(loaded, unreadable, AHEAD * steps.parts)
+    first = steps.first_step * steps.parts
+    for number, (images, target) in enumerate(_on_device(loaded, dataset, world), start=first):
+        step, part = divmod(number, steps.parts)
+        seed_step(steps.seed, world, step, part)
         yield step, images, target
 
 
@@ -104,13 +107,13 @@ def to_device(batch: Sequence[Tensor], dataset: Dataset, world: World) -> tuple[
     return images, target if target.is_floating_point() else target.long()
 
 
-def _ahead(loaded: Iterable, unreadable: Callable[[InputError], None]) -> Iterator:
-    """The batches, each given when the next AHEAD are read too; an error is raised when those before it are used up."""
+def _ahead(loaded: Iterable, unreadable: Callable[[InputError], None], ahead: int) -> Iterator:
+    """The batches, each given when so many more are read; an error is raised when those before it are used up."""
     waiting = deque()
     try:
         for batch in loaded:
             waiting.append(batch)
-            if len(waiting) > AHEAD:
+            if len(waiting) > ahead:
                 yield waiting.popleft()
     except InputError as error:
         unreadable(error)

@@ -28,7 +28,7 @@ def steps_in_epoch(dataset: Sized, images_per_step: int) -> int:
     if steps == 0:
         raise InputError(
             f"{len(dataset)} training images are fewer than the {images_per_step} of one step over all devices; "
-            "lower --device_batch_size or --devices, or add images"
+            "lower --device_batch_size, --devices or --accumulate, or add images"
         )
     return steps
 
@@ -40,22 +40,24 @@ class StepRange(NamedTuple):
     seed: int
     first_step: int
     total_steps: int
+    parts: int = 1  # of a step: so often a device takes `device_batch_size` images
 
 
 class StepSampler:
-    """Keys [(epoch, index), ...] of this process's part of each step, from `first_step` to `total_steps`.
+    """Keys [(epoch, index), ...] of each part of this process's share of a step, from `first_step` to `total_steps`.
 
-    Every epoch is shuffled by (seed, epoch) and dealt out in steps of device_batch_size * world.size images, of which
-    rank r takes the r-th block: the blocks of all ranks one after the other are the batch of a single process.
+    Every epoch is shuffled by (seed, epoch) and dealt out in steps of device_batch_size * parts * world.size images, of
+    which rank r takes the r-th block: the blocks of all ranks one after the other are the batch of a single process.
+    The parts of a block come one after the other: together they are what a larger device would take at once.
     """
 
     def __init__(self, dataset_length: int, steps: StepRange, world: World):
         self.dataset_length, self.rank = dataset_length, world.rank
-        self.device_batch_size, self.seed, self.first_step, self.total_steps = steps
-        self.images_per_step = steps.device_batch_size * world.size
+        self.device_batch_size, self.seed, self.first_step, self.total_steps, self.parts = steps
+        self.images_per_step = steps.device_batch_size * steps.parts * world.size
 
     def __len__(self) -> int:
-        return self.total_steps - self.first_step
+        return (self.total_steps - self.first_step) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         steps_per_epoch = self.dataset_length // self.images_per_step
@@ -66,8 +68,9 @@ class StepSampler:
                 # the last number keeps the shuffle apart from the samples' own generators
                 order = sample_rng(self.seed, epoch, self.dataset_length).permutation(self.dataset_length)
                 order_epoch = epoch
-            start = step_in_epoch * self.images_per_step + self.rank * self.device_batch_size
-            yield [(epoch, int(index)) for index in order[start : start + self.device_batch_size]]
+            for part in range(self.rank * self.parts, (self.rank + 1) * self.parts):
+                start = step_in_epoch * self.images_per_step + part * self.device_batch_size
+                yield [(epoch, int(index)) for index in order[start : start + self.device_batch_size]]
 
 
 class Length(NamedTuple):
@@ -84,13 +87,15 @@ class Length(NamedTuple):
 
 
 def images_of_one_device(args: Namespace, processes: int) -> int:
-    """Training images of one device in a step, from --device_batch_size or, where it is given, --total_batch_size."""
+    """Training images of one device at a time, from --device_batch_size or, where it is given, --total_batch_size."""
     total = getattr(args, "total_batch_size", None)
     if total is None:
         return args.device_batch_size
-    if total % processes:
+    parts = processes * args.accumulate
+    if total % parts:
+        words = f"{processes} devices" if args.accumulate == 1 else f"{processes} x {args.accumulate} (--accumulate)"
         raise InputError(
-            f"--total_batch_size {total} images cannot be shared by {processes} devices; "
-            f"give a multiple of {processes}, or the images of one device with --device_batch_size"
+            f"--total_batch_size {total} images cannot be shared by {words}; "
+            f"give a multiple of {parts}, or the images of one device with --device_batch_size"
         )
-    return total // processes
+    return total // parts

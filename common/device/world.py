@@ -265,12 +265,14 @@ def synchronize(world: World) -> None:
         getattr(torch, world.device.type).synchronize(world.device)
 
 
-def seed_step(seed: int, world: World, step: int) -> None:
-    """Make everything random in this step (dropout) a function of (seed, rank, step).
+def seed_step(seed: int, world: World, step: int, part: int = 0) -> None:
+    """Make everything random in this part of a step (dropout) a function of (seed, rank, step, part).
 
     A run that is resumed at any step then draws what an uninterrupted one draws, without saving generator states.
     """
-    torch.manual_seed(int(np.random.SeedSequence((seed, world.rank, step)).generate_state(1)[0]))
+    # without a 0 for the first part: a step of one part draws what it drew before there were several
+    numbers = (seed, world.rank, step, part) if part else (seed, world.rank, step)
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def device_name(device: torch.device) -> str:

@@ -25,7 +25,7 @@ class Step(NamedTuple):
     losses: list[Tensor]  # the sum and its terms
     rates: list[float]  # of the optimizer's groups
     scale: Tensor | float | None  # of the loss; None where nobody watches
-    ranges: list[Tensor]  # least and largest logit of each output, one after the other
+    ranges: list[Tensor]  # least and largest logit of each output, one after the other, in each part of the step
 
 
 class Recent:
@@ -56,7 +56,7 @@ class Recent:
         if not network.training:  # an evaluation of the same network
             return
         self._scale = self._amp.scale_of_step()
-        self._ranges = [reduce(output.detach()) for output in outputs for reduce in (torch.amin, torch.amax)]
+        self._ranges += [reduce(output.detach()) for output in outputs for reduce in (torch.amin, torch.amax)]
 
     def note(self, number: int, losses: list[Tensor], optimizer: Optimizer) -> None:
         """A step is done. losses: the sum and its terms, on the device."""
@@ -123,8 +123,7 @@ def samples_of(dataset: Dataset, steps: StepRange, world: World) -> Callable[[in
         sampler = StepSampler(len(dataset), one_step, world)
         if len(dataset) < sampler.images_per_step:  # somebody measures a training with batches of another kind
             return []
-        (keys,) = sampler
-        return [dataset.file_of(index) for _, index in keys]
+        return [dataset.file_of(index) for keys in sampler for _, index in keys]
 
     return names
 

@@ -26,15 +26,18 @@ def shown_first(stream: Iterable, train_set: LabelledPictures, log: RunLog) -> I
     """The batches of `stream`, after the first of a run that begins has been written to the folder of the run.
 
     stream: (step, images [B, 3, H, W] float32, target [B, H, W]). Later batches are passed on as they are: nothing
-    waits for the device. Only the main process writes, and a run goes on where nothing can be written.
+    waits for the device. Of a step in several parts the first is shown. Only the main process writes, and a run goes
+    on where nothing can be written.
     """
+    is_first = True
     for step, images, target in stream:
-        if step == 0 and log.world.is_main:
+        if step == 0 and log.world.is_main and is_first:
             picture = Image.fromarray(draw_batch(images[:MOST_PICTURES], target[:MOST_PICTURES], train_set.info))
             try:
                 write_atomically(Path(log.output_dir, NAME), lambda file, picture=picture: picture.save(file, "PNG"))
             except OSError as error:
                 log.say(f"{NAME} cannot be written ({error.strerror})")
+        is_first = False
         yield step, images, target
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from common.args import format_value
 from common.data.pictures import Datasets
 from common.errors import InputError
-from common.flags import ANOTHER_RUN, CHANGES
+from common.record.differences import ANOTHER_RUN, CHANGES
 from common.record.environment import code_version
 
 SAMPLED = 32  # labels whose content is read, spread over all of them

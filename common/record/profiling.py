@@ -25,6 +25,8 @@ BACKWARD, OPTIMIZER = "autograd::engine::evaluate_function:", "Optimizer.step#"
 def profiled(stream: Iterable, args: Namespace, world: World) -> Iterator:
     """The items of `stream`: all of them or, with --prof or --prof_test, those up to the last step that is profiled.
 
+    With --accumulate the parts of a step count here as steps.
+
     The main process writes output.prof into --output_dir, a trace of --prof_steps steps for ui.perfetto.dev or
     chrome://tracing, and prints how their time is shared out and which operators take longest. The wait for a step's
     batch is part of the step. Where a profiler fails without an error, as torch_npu's does, a line says so.

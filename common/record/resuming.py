@@ -94,8 +94,8 @@ def _check_resumable(content: dict, path: Path, model: nn.Module, images_per_ste
     if content["images_per_step"] != images_per_step:
         raise InputError(
             f"{path} is of a run in steps of {content['images_per_step']} images, this is one in steps of "
-            f"{images_per_step}; continue with the same --device_batch_size and number of devices, or start from its "
-            "weights with --load_from"
+            f"{images_per_step}; continue with a --device_batch_size, number of devices and --accumulate of that "
+            "product, or start from its weights with --load_from"
         )
 
 

@@ -119,6 +119,18 @@ class Amp:
         """The context for the forward pass and the loss."""
         return autocast(self.opt_level, self.dtype, self.world)
 
+    def add(self, loss: Tensor) -> None:
+        """Backward for a part of a step: its gradients are added to those of the parts before, with the same scale.
+
+        At O2 the sum is one of half-precision numbers; one that is not finite stays so, and the step is skipped.
+        """
+        mark("backward")
+        is_first = all(weight.grad is None for weight in self.model.parameters())
+        self.scaler.scale(loss).backward()
+        if is_first:  # a recorded network gives tensors that its next backward pass writes over
+            for weight in self.model.parameters():
+                weight.grad = None if weight.grad is None else weight.grad.clone()
+
     def step(self, loss: Tensor) -> None:
         """Backward, optimizer step unless a gradient is not finite, and gradients set to none."""
         mark("backward")

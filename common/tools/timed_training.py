@@ -56,6 +56,7 @@ def _training_values(folder: Folder, own: Namespace) -> Namespace:
         "epochs": None if hasattr(args, "total_steps") else args.epochs,
         "eval_every_steps": FOREVER,
         "save_every_steps": 0,
+        "accumulate": 1,  # what is timed is one batch of a device
         "pretrained": "none",
         "load_from": "",
         "resume": "",
