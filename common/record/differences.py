@@ -2,8 +2,8 @@
 
 from common.flags import OF_ONE_PROCESS
 
-# With other values of these it would be another run, which is refused without --resume_anyway; its length is compared in
-# steps, and its data by what is in the files.
+# With other values of these it would be another run, which is refused without --resume_anyway; its length is compared
+# in steps, and its data by what is in the files.
 ANOTHER_RUN = {
     "dataset", "base_size", "crop_size", "min_scale", "max_scale", "cat_max_ratio", "image_size", "augmentation_prob",
     "mask_resize", "augment", "flip_vertical", "rotate", "exif", "arch", "backbone", "base_channels", "t",
