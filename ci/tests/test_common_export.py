@@ -13,6 +13,7 @@ from common.errors import Failed, InputError
 from common.record.checkpoint import load_model
 from common.scores import export as exporting
 from common.scores.export import Check, export, parse_export_args
+from common.scores.network import load
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -89,6 +90,22 @@ def test_bytes_in_and_class_ids_out(folder, exported, checkpoints):
         expected = class_ids(network(folder, checkpoints[folder])(images))
     assert ids.dtype == np.uint8 and ids.shape == (1, 64, 96)
     assert (ids == expected.numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_picture_is_seen_by_the_file_as_by_the_checkpoint(own, checkpoints, tmp_path):
+    """With the classes and the normalisation of the data that it was trained on."""
+    published, weights = info("ICNet"), tmp_path / "best.pt"
+    content = torch.load(checkpoints["ICNet"], weights_only=True)
+    names = tuple(f"kind {number}" for number in range(19))
+    trained = published._replace(class_names=names, mean=(0.3, 0.3, 0.3), std=(0.1, 0.2, 0.3)) if own else published
+    torch.save(content | ({"data": trained.described()} if own else {}), weights)
+    args = parse_export_args({}, "64x96", "", [f"--checkpoint={weights}", f"--output={tmp_path / 'model.onnx'}"])
+    export(args, module("ICNet", "model").build_model, module("ICNet", "weights").from_reference, published)
+    picture = np.random.default_rng(0).integers(256, size=(64, 96, 3), dtype=np.uint8)
+    ours, theirs = (load(path, "cpu", "ICNet") for path in (weights, tmp_path / "model.onnx"))
+    assert (ours(picture) == theirs(picture)).mean() > 0.999
+    assert theirs.info.described() == ours.info.described() == trained.described()
 
 
 def test_a_file_of_one_shape_is_filled_up_and_refuses_other_sizes(exported, checkpoints):

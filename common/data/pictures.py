@@ -60,6 +60,10 @@ class DatasetInfo(NamedTuple):
         palette = tuple(map(tuple, content["palette"]))
         return cls(tuple(content["class_names"]), palette, mean=tuple(content["mean"]), std=tuple(content["std"]))
 
+    def of_network(self, model: nn.Module) -> "DatasetInfo":
+        """That of the data which a network was trained on, as its file says; this one where the file says nothing."""
+        return self.of_description(model.data_info) if model.data_info else self
+
     @property
     def num_classes(self) -> int:
         """Channels of a network's logits."""

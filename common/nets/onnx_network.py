@@ -14,7 +14,7 @@ from common.errors import InputError
 
 
 class OnnxNetwork(nn.Module):
-    """Runs by onnxruntime, on its fastest device; `options` and `model_class` are those that the file tells.
+    """Runs by onnxruntime, on its fastest device; `options`, `model_class` and `data_info` are what the file tells.
 
     Raises InputError for a file that cannot be read, was not written by an export.py, or takes bytes.
     """
@@ -40,6 +40,7 @@ class OnnxNetwork(nn.Module):
         if self._input.type != "tensor(float)":
             raise InputError(f"{path} takes bytes (--uint8_input); export the checkpoint again without that flag")
         self.path, self.model_class, self.options = Path(path), facts["model_class"], json.loads(facts["options"])
+        self.data_info = json.loads(facts["data"]) if "data" in facts else None  # files of earlier versions lack it
         self._classes, self._gives_ids = len(json.loads(facts["class_names"])), output.name == "class_ids"
 
     def forward(self, images: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ def export(args: Namespace, build_model: Callable, from_reference: Callable, inf
 
     model = load_model(args.checkpoint, build_model, from_reference, args.options).eval()
     model.check_shape((args.batch, 3, *args.size))
+    info = info.of_network(model)
     output = Path(args.output)
     path = output.with_suffix(".onnx")
     scratch = path.with_name(f".{path.name}.tmp")
@@ -172,6 +173,7 @@ def _describe(path: Path, model, info, args: Namespace) -> None:
         "model_class": type(model).__name__,
         "options": json.dumps(model.options),
         "class_names": json.dumps(list(info.class_names)),
+        "data": json.dumps(info.described()),
         "input": "RGB, 0 to 255" if args.uint8_input else f"RGB / 255, minus {info.mean}, divided by {info.std}",
     }
     onnx.helper.set_model_props(content, facts)

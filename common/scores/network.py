@@ -86,7 +86,7 @@ def open_network(path: str | Path, code: Code, options: dict, world: World, **ho
     how: `window`, `threshold` and `probabilities` of the Segmenter. Raises InputError.
     """
     model = load_model(path, code.build_model, code.from_reference, options)
-    info = type(code.info).of_description(model.data_info) if model.data_info else code.info
+    info = code.info.of_network(model)
     prepare = partial(picture_to_input, mean=info.mean, std=info.std)
     if code.to_input:
         # a network that is given a picture at a size of its own has to see all of it
