@@ -63,8 +63,11 @@ class OnnxNetwork(nn.Module):
         try:
             (found,) = self._session.run(None, {self._input.name: filled})
         except Exception as error:  # onnxruntime's own classes, which have no common parent
-            said = " ".join(str(error).split())[:160]
-            raise InputError(f"{self.path} does not take images {list(images.shape)} ({said})") from error
+            said = " ".join(str(error).split())[:100]
+            raise InputError(
+                f"{self.path} does not take images {list(images.shape)} ({said}); files of any size take "
+                f"multiples of 32 pixels: for these export with --size={images.shape[2]}x{images.shape[3]}"
+            ) from error
         return torch.from_numpy(np.ascontiguousarray(found[: len(images)]))
 
     def check_shape(self, shape: Sequence[int]) -> None:
