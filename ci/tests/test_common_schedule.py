@@ -132,5 +132,7 @@ def test_the_initial_rate_survives_saving_and_loading_the_optimizer(tmp_path):
     ],
 )
 def test_due_after_every_so_many_steps_and_after_the_last(every_steps, total_steps, expected):
-    run = SimpleNamespace(length=Length(1, total_steps, total_steps))
+    run = SimpleNamespace(length=Length(1, total_steps, total_steps), parts=SimpleNamespace(is_last=True))
     assert [step for step in range(total_steps) if Run.due(run, step, every_steps)] == expected
+    run.parts.is_last = False  # of a step in several parts, the last one alone
+    assert not any(Run.due(run, step, every_steps) for step in range(total_steps))
