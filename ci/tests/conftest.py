@@ -1,6 +1,7 @@
 """Data that several test files need."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,13 @@ CITIES = ("aachen", "zurich")
 def ask_about_npus_anew() -> None:
     """A process asks once whether an NPU can be used; each test has plugins of its own."""
     npu.problem.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def no_reports(request, monkeypatch) -> None:
+    """Hundreds of runs end in the tests: those of other files than test_report_page.py have no page, for speed."""
+    if request.path.name != "test_report_page.py":
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 @pytest.fixture

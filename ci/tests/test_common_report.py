@@ -20,7 +20,7 @@ def test_the_closing_lines_and_the_report_are_those_of_the_reference(tmp_path, c
     log.eval(scored(miou=0.68912))
     log.finish()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-3:] == [
+    assert lines[-4:-1] == [
         "Final Performance images/sec : 16.00",
         "Final Train Accuracy : 0.6891",
         "E2E Training Duration sec : 2",
@@ -69,7 +69,7 @@ def test_scores_are_reported_under_the_names_of_the_original_scripts(tmp_path, c
     log.eval(METRIC)
     assert log.finish()["scores"] == ["miou", "pixel_accuracy"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-3:-1] == ["Final Train Accuracy : 0.5000", "Final mIoU : 0.2500"]
+    assert lines[-4:-2] == ["Final Train Accuracy : 0.5000", "Final mIoU : 0.2500"]
     report = (tmp_path / "run" / REPORT).read_text().splitlines()
     assert report[7:9] == ["TrainAccuracy = 0.5000", "mIoU = 0.2500"]
     assert report[9].startswith("ActualLoss = ") and log.choice.best == 0.25

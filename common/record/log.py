@@ -264,6 +264,8 @@ class RunLog:
         skipped: what is wrong with training samples that were replaced. details: of an evaluation that is no part of a
         training.
         """
+        from common.report.page import report_run  # reads what is written here, and so knows of runs and their logs
+
         mark(END)
         scores = {**(self.scores if self._scored_step == self.step else {}), **(more_scores or {})}
         details = details or (self.details if self._scored_step == self.step else {})
@@ -296,6 +298,7 @@ class RunLog:
             write_json(self.output_dir / "result.json", result)
             write_report(result, self.title, self.course.images_per_step, self.world)
             self._close()
+            report_run(self.output_dir, self.say)  # when the folder is let go: the page says that the run is finished
         return result
 
     def stop(self, reason: str) -> None:
