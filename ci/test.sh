@@ -8,7 +8,8 @@ if [[ ${1:-} == --npu ]]; then
 fi
 cd "$(dirname "$0")/.."
 source ci/environment.sh
-mapfile -t packages < <(grep -hv '^#' common/requirements.txt common/requirements-export.txt)
+mapfile -t packages < <(grep -hv '^#' common/requirements.txt common/requirements-export.txt \
+    common/requirements-report.txt)
 use_environment "${packages[@]}" "pytest>=8" "pytest-xdist>=3.7" "ruff>=0.9"
 
 "$python" -m ruff check .

@@ -80,6 +80,6 @@ def test_the_commands_are_listed_without_importing_them():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     _, *lines = done.stdout.splitlines()
-    names = ["benchmark", "cache", "check", "checkpoint", "compare", "complexity", "doctor", "runs"]
+    names = ["benchmark", "cache", "check", "checkpoint", "compare", "complexity", "doctor", "report", "runs"]
     assert [line.split()[0] for line in lines] == names == list(commands())
     assert all(len(line.split(maxsplit=1)[1]) > 20 and len(line) < 120 for line in lines)
