@@ -42,7 +42,7 @@ def run_seeds(args: Namespace) -> int:
 
 
 def _carried_out(command: list[str]) -> int:
-    """The exit code of a run, which hears the signals of this process; it has no others, as in a session of its own."""
+    """The exit code of a run; it hears the signals of this process, and not those of the terminal besides."""
     process = subprocess.Popen([sys.executable, *command], start_new_session=True)
     handlers = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in FORWARDED}
     try:
