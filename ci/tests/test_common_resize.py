@@ -66,6 +66,17 @@ def test_many_channels_of_16_bits_are_products_on_the_way_there_too(dtype, produ
         resize(torch.zeros(1, 64, 5, 6, requires_grad=True), (10, 13))
 
 
+@pytest.mark.parametrize(("size", "first"), [((4, 64), "rows"), ((64, 4), "columns")])
+def test_products_in_the_order_of_fewer_multiplications(size, first, products, monkeypatch):
+    order = []
+    for name in ("rows", "columns"):
+        product = getattr(resizing, f"_of_{name}")
+        monkeypatch.setattr(resizing, f"_of_{name}", lambda *args, p=product, n=name: (order.append(n), p(*args))[1])
+    small = torch.zeros(1, 2, size[0] // 2, size[1] // 2, requires_grad=True)
+    resize(small, size).sum().backward()
+    assert order == [first, "columns" if first == "rows" else "rows"]
+
+
 def test_a_compiler_takes_it_whole(products):
     torch.library.opcheck(resizing._resized, (torch.rand(2, 3, 4, 5, requires_grad=True), 8, 7, True))
     gradient = torch.rand(2, 3, 8, 7).contiguous(memory_format=torch.channels_last)
