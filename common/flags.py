@@ -117,6 +117,11 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "beta1": (share, "Adam's decay of the mean of gradients"),
         "beta2": (share, "Adam's decay of the mean of squared gradients"),
         "weight_decay": (amount, "L2 penalty on all weights"),
+        "ema": (
+            share,
+            "score and keep as best.pt a moving average of the weights with this decay, such as 0.999 (0: the weights "
+            "themselves)",
+        ),
         "clip_norm": (amount, "scale the gradients of a step down to this norm, of all of them together (0: never)"),
     },
     "precision": {
@@ -217,6 +222,7 @@ RUN: dict[str, object] = {
     "stop_after": 0,
     "accumulate": 1,
     "clip_norm": 0.0,
+    "ema": 0.0,
     "loss": "ce",
     "class_weights": "",
     "label_smoothing": 0.0,

@@ -26,13 +26,13 @@ from common.device.placement import data_parallel, place
 from common.device.stopping import Orders, Stop
 from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup
 from common.errors import Stopped
-from common.nets.backbone import load_imagenet
 from common.record.bad_step import samples_of
-from common.record.checkpoint import Progress, check_evaluation, load_initial, load_model
+from common.record.checkpoint import Progress, load_model
 from common.record.choosing import check_choice
 from common.record.course import Course
 from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
+from common.record.initial import initial_weights
 from common.record.log import RunLog
 from common.record.origin import check_continues, made_by
 from common.record.profiling import profiled
@@ -45,12 +45,13 @@ from common.scores.submission import check_submission
 from common.scores.views import Views, check_views
 from common.step.accumulating import Parts
 from common.step.amp import Amp, autocast, check_device_options, effective_opt_level
+from common.step.averaging import MovingAverage
 from common.step.class_weights import chosen_criterion
 from common.step.compiling import compiled, recorded
 from common.step.criteria import Criterion
 from common.step.norm import synchronize_batch_norm
 from common.step.optimizer import check_source, fused_optimizer
-from common.trained import evaluate_best, evaluate_checkpoint
+from common.trained import check_evaluation, evaluate_best, evaluate_checkpoint
 
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
 
@@ -144,12 +145,8 @@ class Run:
         if self.checkpoints:
             self.resumed = read_newest(self.checkpoints, model, self.images_per_step)
             self.notes += [*self.resumed.passed_over, f"continuing from {self.resumed.path}"]
-        elif args.load_from:
-            self.notes.append(load_initial(args, model, from_reference))
-        elif imagenet_file and (file := imagenet_file(args.backbone, args.pretrained)):
-            self.notes.append(load_imagenet(encoder, file))
         else:
-            self.notes.append("initial weights: random")
+            self.notes.append(initial_weights(args, model, from_reference, encoder, imagenet_file))
 
     def trained(self, build_model: Callable, from_reference: Callable, **options: object) -> nn.Module:
         """The network of --checkpoint with its weights; `options` of build_model are for files that name none."""
@@ -188,6 +185,7 @@ class Run:
         self.amp = Amp(
             self.model, optimizer, self.opt_level, args.loss_scale, self.world, args.amp_dtype, args.clip_norm
         )
+        self.amp.average = MovingAverage(self.model, self.amp.masters, args.ema) if args.ema else None
         if self.resumed:
             self.progress = resume(self.resumed.content, self.amp)
             if not self.continues:  # what was best is in another folder
@@ -293,14 +291,15 @@ class Run:
         self.skips.share()
         is_best = False
         if val_set is not None:
-            scored = self.scored(self.model, val_set)
+            model = self.amp.evaluated
+            scored = self.scored(model, val_set)
             is_best = self.log.eval(scored, scored.details())
             if self.log.choice.is_enough(self.args.stop_after) and self._step + 1 < self.length.total_steps:
                 self.length = self.length._replace(total_steps=self._step + 1)
                 self.log.say(f"no better score in the last {self.args.stop_after} evaluations: the run ends here")
             if self._step + 1 == self.length.total_steps:
-                self.evaluator.show(self.log, self.model, val_set, scored)
-            self.log.pictures(self.evaluator.examples(self.model, val_set))
+                self.evaluator.show(self.log, model, val_set, scored)
+            self.log.pictures(self.evaluator.examples(model, val_set))
         self.saver.save(self._step, is_best)
 
     @cached_property

@@ -90,7 +90,9 @@ def _check_resumable(content: dict, path: Path, model: nn.Module, images_per_ste
     )
     if made != wanted:
         raise InputError(f"{path} is of a run of {made}, this is one of {wanted}; continue with the same model")
-    check_fit(content, content["model"], path, model)
+    for weights in (content, content.get("ema")):
+        if weights:
+            check_fit(content, weights["model"], path, model)
     if content["images_per_step"] != images_per_step:
         raise InputError(
             f"{path} is of a run in steps of {content['images_per_step']} images, this is one in steps of "
@@ -117,6 +119,8 @@ def resume(content: dict, amp: Amp) -> Progress:
         group.clear()
         group.update(values, params=parameters)
     amp.load_state_dict(content["amp"])
+    if amp.average:
+        amp.average.load_state_dict(content.get("ema"))
     # files of earlier versions lack some
     return Progress(**{name: content[name] for name in Progress._fields if name in content})
 

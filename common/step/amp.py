@@ -20,6 +20,7 @@ from common.device.world import (
     saturates,
 )
 from common.errors import InputError
+from common.step.averaging import MovingAverage
 
 # Where a dynamic loss scale starts; it doubles after 2,000 good steps in a row and halves when gradients overflow.
 # GradScaler starts at 2^16, from where one of the networks skips its first eight to eleven steps: a short trial would
@@ -85,6 +86,7 @@ class Amp:
     `skipped_steps`, a tensor on the device: on CPU and CUDA nothing here waits for the device when the optimizer is a
     fused one. Chips that saturate instead of overflowing have the plugin's own scaler at every level, which reads the
     flag of the hardware and waits for it.
+    average: what the weights leave behind them with --ema (`common.step.averaging`); whoever made this sets it.
     clip_norm: the largest norm of the gradients of all weights together, without the loss scale; larger ones are scaled
     down to it (arXiv:1211.5063). 0: never.
 
@@ -114,6 +116,7 @@ class Amp:
         # (half-precision parameter of the model, its float32 master that the optimizer updates)
         self.masters: list[tuple[nn.Parameter, nn.Parameter]] = self._make_masters() if opt_level == "O2" else []
         self._start_momentum()
+        self.average: MovingAverage | None = None
 
     def autocast(self) -> AbstractContextManager:
         """The context for the forward pass and the loss."""
@@ -155,6 +158,13 @@ class Amp:
             for half, _ in self.masters:
                 half.grad = None
         self.optimizer.zero_grad()  # to none, except by optimizers that own the gradients
+        if self.average is not None:
+            self.average.update()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that an evaluation scores: the average where there is one."""
+        return self.average.model if self.average else self.model
 
     @property
     def is_dynamic(self) -> bool:
