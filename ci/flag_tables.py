@@ -53,6 +53,7 @@ CHINESE = {
     "weight_decay": "对全部权重的 L2 惩罚",
     "clip_norm": "把一步的全部梯度按总范数缩小到此值（0：从不）",
     "ema": "评测并作为 `best.pt` 保存的是权重的滑动平均，衰减系数如 0.999（0：权重本身）",
+    "freeze": "不训练的部分：`backbone`（编码器及其统计量）、`bn`（全部批归一化）、`backbone,bn` 或 `none`",
     "amp": "混合精度；默认在 NPU 和 CUDA 上开启，在 CPU 上关闭",
     "opt_level": "配合 `--amp`：float32、autocast，或半精度权重加 float32 主权重",
     "amp_dtype": "半精度的类型",

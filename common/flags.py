@@ -9,6 +9,7 @@ from common.values import (
     count,
     device_list,
     factors,
+    frozen,
     loss,
     loss_scale,
     path,
@@ -69,6 +70,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (path, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
         "load_from": (path, "start from the weights of a checkpoint, ours or the reference's"),
+        "freeze": (
+            frozen,
+            "what is not trained: backbone (the encoder and its statistics), bn (all batch norms), backbone,bn or none",
+        ),
         "new_head": (
             bool,
             "with --load_from: other weights than the classifiers', which begin at random: for new classes",
@@ -218,6 +223,7 @@ RUN: dict[str, object] = {
     "skip_bad": 0,
     "load_from": "",
     "new_head": False,
+    "freeze": "none",
     "best_by": "",
     "stop_after": 0,
     "accumulate": 1,

@@ -45,12 +45,12 @@ from common.scores.submission import check_submission
 from common.scores.views import Views, check_views
 from common.step.accumulating import Parts
 from common.step.amp import Amp, autocast, check_device_options, effective_opt_level
-from common.step.averaging import MovingAverage
 from common.step.class_weights import chosen_criterion
 from common.step.compiling import compiled, recorded
 from common.step.criteria import Criterion
+from common.step.freezing import freeze
 from common.step.norm import synchronize_batch_norm
-from common.step.optimizer import check_source, fused_optimizer
+from common.step.optimizer import check_source, fused_optimizer, trained_groups
 from common.trained import check_evaluation, evaluate_best, evaluate_checkpoint
 
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
@@ -134,9 +134,11 @@ class Run:
         """Give the network its first weights: those of --resume, of --load_from, of ImageNet, or random ones.
 
         from_reference and imagenet_file: the folder's, in weights.py; the latter finds the file that --pretrained
-        means for `encoder`. Raises InputError for a file that does not fit, and for training images that do not.
+        means for `encoder`, which is also what --freeze calls the backbone: None for a network without one. Raises
+        InputError for a file that does not fit, for training images that do not, and for a backbone that is not there.
         """
         args = self.args
+        self.notes += freeze(model, encoder, args.freeze)
         # batch norms over all processes see the images of all of them
         images_of_a_norm = self.device_batch_size * (self.processes if args.sync_bn else 1)
         model.check_shape((images_of_a_norm, 3, *self.image_size))
@@ -181,15 +183,13 @@ class Run:
         parameters: tensors, or groups with options of their own. A run that continues has its state afterwards.
         """
         args = self.args
-        optimizer = fused_optimizer(kind, parameters, self.world, args.fused_optimizer, **options)
+        optimizer = fused_optimizer(kind, trained_groups(parameters), self.world, args.fused_optimizer, **options)
         self.amp = Amp(
             self.model, optimizer, self.opt_level, args.loss_scale, self.world, args.amp_dtype, args.clip_norm
         )
-        self.amp.average = MovingAverage(self.model, self.amp.masters, args.ema) if args.ema else None
+        self.notes += self.amp.follow_weights(args.ema)
         if self.resumed:
-            self.progress = resume(self.resumed.content, self.amp)
-            if not self.continues:  # what was best is in another folder
-                self.progress = self.progress._replace(best=None, evaluations_since_best=0)
+            self.progress = resume(self.resumed.content, self.amp, self.continues)
             self.resumed = self.resumed._replace(content={})  # it is as large as the network and its optimizer
         return optimizer
 

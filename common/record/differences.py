@@ -7,7 +7,7 @@ from common.flags import OF_ONE_PROCESS
 ANOTHER_RUN = {
     "dataset", "base_size", "crop_size", "min_scale", "max_scale", "cat_max_ratio", "image_size", "augmentation_prob",
     "mask_resize", "augment", "flip_vertical", "rotate", "exif", "arch", "backbone", "base_channels", "t",
-    "label_resize", "avg_non_ignore", "loss", "class_weights", "label_smoothing",
+    "label_resize", "avg_non_ignore", "freeze", "loss", "class_weights", "label_smoothing",
     "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
     "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
     "clip_norm", "ema", "best_by",

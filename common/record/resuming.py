@@ -101,8 +101,10 @@ def _check_resumable(content: dict, path: Path, model: nn.Module, images_per_ste
         )
 
 
-def resume(content: dict, amp: Amp) -> Progress:
+def resume(content: dict, amp: Amp, continues: bool = True) -> Progress:
     """Put back what `read_newest` read; returns how far that run had come.
+
+    continues: whether this run goes on in the folder of that one; what was best is there.
 
     The optimizer keeps the rates and the implementation (fused or not) that it was made with: what the command line
     says holds, and a run can move to a device of another kind. Raises InputError for the state of another optimizer.
@@ -122,7 +124,8 @@ def resume(content: dict, amp: Amp) -> Progress:
     if amp.average:
         amp.average.load_state_dict(content.get("ema"))
     # files of earlier versions lack some
-    return Progress(**{name: content[name] for name in Progress._fields if name in content})
+    progress = Progress(**{name: content[name] for name in Progress._fields if name in content})
+    return progress if continues else progress._replace(best=None, evaluations_since_best=0)
 
 
 def _check_optimizer(saved: dict, optimizer: Optimizer) -> None:

@@ -78,7 +78,8 @@ class Amp:
         O0  float32.
         O1  autocast: each operator runs in the precision that suits it; weights stay float32.
         O2  weights are half precision except in normalisation layers, and the optimizer works on float32 master
-            copies; operators run under autocast. Half the weight memory and no casts in each step.
+            copies; operators run under autocast. Half the weight memory and no casts in each step. What the optimizer
+            does not have, frozen weights, stays float32.
     loss_scale: "dynamic" or a number as text; "-1" means dynamic, as in the original command lines. Only fp16 needs
         a scale: with bf16 and O0 it is 1.
 
@@ -86,7 +87,6 @@ class Amp:
     `skipped_steps`, a tensor on the device: on CPU and CUDA nothing here waits for the device when the optimizer is a
     fused one. Chips that saturate instead of overflowing have the plugin's own scaler at every level, which reads the
     flag of the hardware and waits for it.
-    average: what the weights leave behind them with --ema (`common.step.averaging`); whoever made this sets it.
     clip_norm: the largest norm of the gradients of all weights together, without the loss scale; larger ones are scaled
     down to it (arXiv:1211.5063). 0: never.
 
@@ -117,6 +117,13 @@ class Amp:
         self.masters: list[tuple[nn.Parameter, nn.Parameter]] = self._make_masters() if opt_level == "O2" else []
         self._start_momentum()
         self.average: MovingAverage | None = None
+
+    def follow_weights(self, decay: float) -> list[str]:
+        """Keep an average of the weights (`common.step.averaging`) from now on; returns the lines about it. 0: none."""
+        if not decay:
+            return []
+        self.average = MovingAverage(self.model, self.masters, decay)
+        return [f"--ema {decay}: evaluations score an average of the weights, which is what best.pt holds"]
 
     def autocast(self) -> AbstractContextManager:
         """The context for the forward pass and the loss."""

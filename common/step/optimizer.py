@@ -37,6 +37,17 @@ def fused_optimizer(
     return optimizer
 
 
+def trained_groups(parameters: Iterable[Tensor] | Iterable[dict]) -> list[dict]:
+    """Tensors, or groups of them, without those that require no gradient, as `common.step.freezing` leaves them.
+
+    A group of which nothing is left is left out too.
+    """
+    given = list(parameters)
+    groups = given if isinstance(given[0], dict) else [{"params": given}]
+    groups = [{**group, "params": [one for one in group["params"] if one.requires_grad]} for group in groups]
+    return [group for group in groups if group["params"]]
+
+
 def has_fused_kernel(kind: type[Optimizer], world: World, options: dict[str, object]) -> bool:
     """Whether torch has SGD or Adam in one pass on this device.
 
