@@ -122,6 +122,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "beta1": (share, "Adam's decay of the mean of gradients"),
         "beta2": (share, "Adam's decay of the mean of squared gradients"),
         "weight_decay": (amount, "L2 penalty on all weights"),
+        "norm_decay": (bool, "the weight decay is also of biases and of the scales and shifts of norms"),
         "ema": (
             share,
             "score and keep as best.pt a moving average of the weights with this decay, such as 0.999 (0: the weights "
@@ -229,6 +230,7 @@ RUN: dict[str, object] = {
     "accumulate": 1,
     "clip_norm": 0.0,
     "ema": 0.0,
+    "norm_decay": True,
     "loss": "ce",
     "class_weights": "",
     "label_smoothing": 0.0,

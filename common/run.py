@@ -183,7 +183,8 @@ class Run:
         parameters: tensors, or groups with options of their own. A run that continues has its state afterwards.
         """
         args = self.args
-        optimizer = fused_optimizer(kind, trained_groups(parameters), self.world, args.fused_optimizer, **options)
+        groups = trained_groups(parameters, args.norm_decay)
+        optimizer = fused_optimizer(kind, groups, self.world, args.fused_optimizer, **options)
         self.amp = Amp(
             self.model, optimizer, self.opt_level, args.loss_scale, self.world, args.amp_dtype, args.clip_norm
         )
