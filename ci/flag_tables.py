@@ -53,6 +53,7 @@ CHINESE = {
     "weight_decay": "对全部权重的 L2 惩罚",
     "clip_norm": "把一步的全部梯度按总范数缩小到此值（0：从不）",
     "norm_decay": "偏置以及归一化层的缩放和平移也有权重衰减",
+    "checkpoint_activations": "少保存前向结果，反向时重新计算：显存更少，每步更慢",
     "ema": "评测并作为 `best.pt` 保存的是权重的滑动平均，衰减系数如 0.999（0：权重本身）",
     "freeze": "不训练的部分：`backbone`（编码器及其统计量）、`bn`（全部批归一化）、`backbone,bn` 或 `none`",
     "amp": "混合精度；默认在 NPU 和 CUDA 上开启，在 CPU 上关闭",

@@ -169,6 +169,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
             bool,
             "images and features with the channels of a pixel side by side; default: on for CPU and CUDA, off for NPU",
         ),
+        "checkpoint_activations": (
+            bool,
+            "keep less for the way back and compute it again there: less memory for slower steps",
+        ),
         "compile": (bool, "compile the blocks of the network for training (torch.compile)"),
         "cuda_graph": (bool, "record the network's kernels and replay them in each step; for one CUDA device"),
     },
@@ -259,6 +263,7 @@ RUN: dict[str, object] = {
     "seeds": 1,
     "deterministic": False,
     "channels_last": None,  # on for CPU and CUDA; an NPU has no kernels for it
+    "checkpoint_activations": False,
     "compile": False,
     "cuda_graph": False,
     "evaluate": False,

@@ -51,6 +51,7 @@ from common.step.criteria import Criterion
 from common.step.freezing import freeze
 from common.step.norm import synchronize_batch_norm
 from common.step.optimizer import check_source, fused_optimizer, trained_groups
+from common.step.recomputing import recomputed
 from common.trained import check_evaluation, evaluate_best, evaluate_checkpoint
 
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
@@ -185,9 +186,7 @@ class Run:
         args = self.args
         groups = trained_groups(parameters, args.norm_decay)
         optimizer = fused_optimizer(kind, groups, self.world, args.fused_optimizer, **options)
-        self.amp = Amp(
-            self.model, optimizer, self.opt_level, args.loss_scale, self.world, args.amp_dtype, args.clip_norm
-        )
+        self.amp = Amp.of(args, self.model, optimizer, self.opt_level, self.world)
         self.notes += self.amp.follow_weights(args.ema)
         if self.resumed:
             self.progress = resume(self.resumed.content, self.amp, self.continues)
@@ -253,10 +252,11 @@ class Run:
 
     def _shared_network(self) -> nn.Module:
         """The network of the training step: compiled or recorded where asked for, and averaging gradients."""
-        network = self.model
+        network, args = self.model, self.args
         shape = (self.device_batch_size, 3, *self.image_size)
-        for shorten in (compiled,) * self.args.compile + (recorded,) * self.args.cuda_graph:
-            network, note = shorten(self.model, network, self.world, shape, self.amp.autocast)
+        ways = (recomputed,) * args.checkpoint_activations + (compiled,) * args.compile + (recorded,) * args.cuda_graph
+        for way in ways:
+            network, note = way(self.model, network, self.world, shape, self.amp.autocast)
             self.notes.append(note)
         return data_parallel(network, self.world, self.amp.optimizer)
 

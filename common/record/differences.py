@@ -16,7 +16,7 @@ ANOTHER_RUN = {
 # It may have other values of these, and says so.
 CHANGES = {
     "eval_protocol", "sync_bn", "amp", "precision_mode", "opt_level", "amp_dtype", "loss_scale", "hf32",
-    "fused_optimizer", "deterministic", "channels_last", "compile", "cuda_graph", "validate",
+    "fused_optimizer", "deterministic", "channels_last", "checkpoint_activations", "compile", "cuda_graph", "validate",
     "window", "stride", "scales", "flip",
 }  # fmt: skip
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.

@@ -51,6 +51,9 @@ def check_device_options(args: Namespace) -> None:
     check_layout(args.channels_last, device.type)
     if args.cuda_graph and device.type != "cuda":
         raise InputError(f"--cuda_graph: the device is {device.type}, and only CUDA has such graphs; leave it out")
+    for flag in ("compile", "cuda_graph"):
+        if args.checkpoint_activations and getattr(args, flag):
+            raise InputError(f"--checkpoint_activations and --{flag} do not go together; leave one of them out")
     if "LOCAL_RANK" not in os.environ:
         opt_level = effective_opt_level(args.amp, args.opt_level, world, args.precision_mode)
         check_half_precision(opt_level, args.amp_dtype, world)
@@ -117,6 +120,11 @@ class Amp:
         self.masters: list[tuple[nn.Parameter, nn.Parameter]] = self._make_masters() if opt_level == "O2" else []
         self._start_momentum()
         self.average: MovingAverage | None = None
+
+    @classmethod
+    def of(cls, args: Namespace, model: nn.Module, optimizer: Optimizer, opt_level: str, world: World) -> "Amp":
+        """With the scale, the type and the clipping of the command line."""
+        return cls(model, optimizer, opt_level, args.loss_scale, world, args.amp_dtype, args.clip_norm)
 
     def follow_weights(self, decay: float) -> list[str]:
         """Keep an average of the weights (`common.step.averaging`) from now on; returns the lines about it. 0: none."""

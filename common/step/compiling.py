@@ -40,7 +40,7 @@ def compiled(
     started = time.perf_counter()
     try:
         with _nothing_learnt(model, world):
-            twin = _twin(model)
+            twin = twin_of(model)
             _compile_blocks(twin)  # torch refuses by itself on a Python that is too new for it
             with autocast():
                 outputs = twin(_images(world, shape))
@@ -64,7 +64,7 @@ def recorded(
         return network, "--cuda_graph is for one device, and is left out: gradients are exchanged on the way back"
     try:
         with _nothing_learnt(model, world):
-            recording = _twin(model) if network is model else network
+            recording = twin_of(model) if network is model else network
             recording = cuda.record(recording, _images(world, shape), autocast)
         return recording, "the network's kernels are recorded, and replayed in each step"
     except Exception as error:  # of an operator that cannot be recorded, for example
@@ -88,7 +88,7 @@ def _nothing_learnt(model: nn.Module, world: World) -> Iterator[None]:
             generator.set_rng_state(state)
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def twin_of(model: nn.Module) -> nn.Module:
     """A network with the very same tensors, for training."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).train()
