@@ -35,16 +35,17 @@ class Layers(nn.Sequential):
 
     A batch norm takes away the mean, and with it what the bias of the convolution has added: in training the bias
     changes nothing but the running mean, and its gradient is zero. It is left out there; on features at full size it
-    costs two passes forwards and one backwards.
+    costs two passes forwards and one backwards. A frozen batch norm, which stays in eval mode, takes nothing away.
     """
 
     leaves_biases_out = True
 
     def forward(self, x: Tensor, *size: Sequence[int]) -> Tensor:
         """x [B, C, H, W] -> what the last layer gives; size: for a first layer that enlarges."""
-        for layer in self:
+        layers = list(self)
+        for index, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d):
-                bias = layer.bias if self.training and self.leaves_biases_out else None
+                bias = layer.bias if self.leaves_biases_out and layers[index + 1].training else None
                 x = layer(x, *size) if bias is None else _WithoutBias.apply(_convolve(layer, x, *size), bias)
                 size = ()
             else:

@@ -9,6 +9,7 @@ from common.values import (
     count,
     device_list,
     factors,
+    frozen,
     loss,
     loss_scale,
     path,
@@ -69,6 +70,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (path, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
         "load_from": (path, "start from the weights of a checkpoint, ours or the reference's"),
+        "freeze": (
+            frozen,
+            "what is not trained: backbone (the encoder and its statistics), bn (all batch norms), backbone,bn or none",
+        ),
         "new_head": (
             bool,
             "with --load_from: other weights than the classifiers', which begin at random: for new classes",
@@ -117,6 +122,12 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "beta1": (share, "Adam's decay of the mean of gradients"),
         "beta2": (share, "Adam's decay of the mean of squared gradients"),
         "weight_decay": (amount, "L2 penalty on all weights"),
+        "norm_decay": (bool, "the weight decay is also of biases and of the scales and shifts of norms"),
+        "ema": (
+            share,
+            "score and keep as best.pt a moving average of the weights with this decay, such as 0.999 (0: the weights "
+            "themselves)",
+        ),
         "clip_norm": (amount, "scale the gradients of a step down to this norm, of all of them together (0: never)"),
     },
     "precision": {
@@ -157,6 +168,10 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "channels_last": (
             bool,
             "images and features with the channels of a pixel side by side; default: on for CPU and CUDA, off for NPU",
+        ),
+        "checkpoint_activations": (
+            bool,
+            "keep less for the way back and compute it again there: less memory for slower steps",
         ),
         "compile": (bool, "compile the blocks of the network for training (torch.compile)"),
         "cuda_graph": (bool, "record the network's kernels and replay them in each step; for one CUDA device"),
@@ -213,10 +228,13 @@ RUN: dict[str, object] = {
     "skip_bad": 0,
     "load_from": "",
     "new_head": False,
+    "freeze": "none",
     "best_by": "",
     "stop_after": 0,
     "accumulate": 1,
     "clip_norm": 0.0,
+    "ema": 0.0,
+    "norm_decay": True,
     "loss": "ce",
     "class_weights": "",
     "label_smoothing": 0.0,
@@ -245,6 +263,7 @@ RUN: dict[str, object] = {
     "seeds": 1,
     "deterministic": False,
     "channels_last": None,  # on for CPU and CUDA; an NPU has no kernels for it
+    "checkpoint_activations": False,
     "compile": False,
     "cuda_graph": False,
     "evaluate": False,

@@ -26,13 +26,13 @@ from common.device.placement import data_parallel, place
 from common.device.stopping import Orders, Stop
 from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup
 from common.errors import Stopped
-from common.nets.backbone import load_imagenet
 from common.record.bad_step import samples_of
-from common.record.checkpoint import Progress, check_evaluation, load_initial, load_model
+from common.record.checkpoint import Progress, load_model
 from common.record.choosing import check_choice
 from common.record.course import Course
 from common.record.first_batch import shown_first
 from common.record.folder import check_output_dir, finished_result
+from common.record.initial import initial_weights
 from common.record.log import RunLog
 from common.record.origin import check_continues, made_by
 from common.record.profiling import profiled
@@ -48,9 +48,11 @@ from common.step.amp import Amp, autocast, check_device_options, effective_opt_l
 from common.step.class_weights import chosen_criterion
 from common.step.compiling import compiled, recorded
 from common.step.criteria import Criterion
+from common.step.freezing import freeze
 from common.step.norm import synchronize_batch_norm
-from common.step.optimizer import check_source, fused_optimizer
-from common.trained import evaluate_best, evaluate_checkpoint
+from common.step.optimizer import check_source, fused_optimizer, trained_groups
+from common.step.recomputing import recomputed
+from common.trained import check_evaluation, evaluate_best, evaluate_checkpoint
 
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
 
@@ -133,9 +135,11 @@ class Run:
         """Give the network its first weights: those of --resume, of --load_from, of ImageNet, or random ones.
 
         from_reference and imagenet_file: the folder's, in weights.py; the latter finds the file that --pretrained
-        means for `encoder`. Raises InputError for a file that does not fit, and for training images that do not.
+        means for `encoder`, which is also what --freeze calls the backbone: None for a network without one. Raises
+        InputError for a file that does not fit, for training images that do not, and for a backbone that is not there.
         """
         args = self.args
+        self.notes += freeze(model, encoder, args.freeze)
         # batch norms over all processes see the images of all of them
         images_of_a_norm = self.device_batch_size * (self.processes if args.sync_bn else 1)
         model.check_shape((images_of_a_norm, 3, *self.image_size))
@@ -144,12 +148,8 @@ class Run:
         if self.checkpoints:
             self.resumed = read_newest(self.checkpoints, model, self.images_per_step)
             self.notes += [*self.resumed.passed_over, f"continuing from {self.resumed.path}"]
-        elif args.load_from:
-            self.notes.append(load_initial(args, model, from_reference))
-        elif imagenet_file and (file := imagenet_file(args.backbone, args.pretrained)):
-            self.notes.append(load_imagenet(encoder, file))
         else:
-            self.notes.append("initial weights: random")
+            self.notes.append(initial_weights(args, model, from_reference, encoder, imagenet_file))
 
     def trained(self, build_model: Callable, from_reference: Callable, **options: object) -> nn.Module:
         """The network of --checkpoint with its weights; `options` of build_model are for files that name none."""
@@ -184,14 +184,12 @@ class Run:
         parameters: tensors, or groups with options of their own. A run that continues has its state afterwards.
         """
         args = self.args
-        optimizer = fused_optimizer(kind, parameters, self.world, args.fused_optimizer, **options)
-        self.amp = Amp(
-            self.model, optimizer, self.opt_level, args.loss_scale, self.world, args.amp_dtype, args.clip_norm
-        )
+        groups = trained_groups(parameters, args.norm_decay)
+        optimizer = fused_optimizer(kind, groups, self.world, args.fused_optimizer, **options)
+        self.amp = Amp.of(args, self.model, optimizer, self.opt_level, self.world)
+        self.notes += self.amp.follow_weights(args.ema)
         if self.resumed:
-            self.progress = resume(self.resumed.content, self.amp)
-            if not self.continues:  # what was best is in another folder
-                self.progress = self.progress._replace(best=None, evaluations_since_best=0)
+            self.progress = resume(self.resumed.content, self.amp, self.continues)
             self.resumed = self.resumed._replace(content={})  # it is as large as the network and its optimizer
         return optimizer
 
@@ -254,10 +252,11 @@ class Run:
 
     def _shared_network(self) -> nn.Module:
         """The network of the training step: compiled or recorded where asked for, and averaging gradients."""
-        network = self.model
+        network, args = self.model, self.args
         shape = (self.device_batch_size, 3, *self.image_size)
-        for shorten in (compiled,) * self.args.compile + (recorded,) * self.args.cuda_graph:
-            network, note = shorten(self.model, network, self.world, shape, self.amp.autocast)
+        ways = (recomputed,) * args.checkpoint_activations + (compiled,) * args.compile + (recorded,) * args.cuda_graph
+        for way in ways:
+            network, note = way(self.model, network, self.world, shape, self.amp.autocast)
             self.notes.append(note)
         return data_parallel(network, self.world, self.amp.optimizer)
 
@@ -293,14 +292,15 @@ class Run:
         self.skips.share()
         is_best = False
         if val_set is not None:
-            scored = self.scored(self.model, val_set)
+            model = self.amp.evaluated
+            scored = self.scored(model, val_set)
             is_best = self.log.eval(scored, scored.details())
             if self.log.choice.is_enough(self.args.stop_after) and self._step + 1 < self.length.total_steps:
                 self.length = self.length._replace(total_steps=self._step + 1)
                 self.log.say(f"no better score in the last {self.args.stop_after} evaluations: the run ends here")
             if self._step + 1 == self.length.total_steps:
-                self.evaluator.show(self.log, self.model, val_set, scored)
-            self.log.pictures(self.evaluator.examples(self.model, val_set))
+                self.evaluator.show(self.log, model, val_set, scored)
+            self.log.pictures(self.evaluator.examples(model, val_set))
         self.saver.save(self._step, is_best)
 
     @cached_property

@@ -9,12 +9,25 @@ from torch import nn
 from common.data.pictures import LabelledPictures
 from common.device.placement import place, share_state
 from common.device.world import check_same, synchronize
-from common.record.checkpoint import load_weights
+from common.errors import InputError
+from common.record.checkpoint import check_exists, load_weights
 from common.record.course import Course
 from common.record.log import RunLog
 
 if TYPE_CHECKING:
     from common.run import Run
+
+
+def check_evaluation(checkpoint: str, output_dir: str | Path) -> None:
+    """Raise InputError unless there is a file to --evaluate, outside of the run that is moved aside for the result."""
+    if not checkpoint:
+        raise InputError("--evaluate is given and no --checkpoint; name the file of weights to evaluate")
+    check_exists(checkpoint)
+    if Path(output_dir).resolve() in Path(checkpoint).resolve().parents:
+        raise InputError(
+            f"--checkpoint {checkpoint} is in --output_dir {output_dir}, whose run would be moved aside; "
+            "give another --output_dir for the evaluation"
+        )
 
 
 def evaluate_checkpoint(run: "Run", model: nn.Module, dataset: LabelledPictures) -> dict:

@@ -90,6 +90,17 @@ def factors(text: str) -> list[float]:
     return values
 
 
+FROZEN = ("backbone", "bn")  # of common.step.freezing
+
+
+def frozen(text: str) -> str:
+    """'none', or some of FROZEN, such as 'backbone,bn'."""
+    names = text.replace(" ", "").split(",")
+    if names != ["none"] and not set(names) <= set(FROZEN):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither none nor some of {', '.join(FROZEN)}")
+    return ",".join(sorted(set(names)))
+
+
 LOSS_NAMES = ("ce", "ohem", "focal", "dice", "lovasz")  # of common.step.criteria
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from ci.tests import small_folder
 from ci.tests.operators import Operators
 from common.device.world import World
 from common.errors import InputError
+from common.run import Run
 from common.step import optimizer
 from common.step.optimizer import check_source, fused_optimizer
 
@@ -126,6 +128,25 @@ def test_shapes_that_look_the_same_when_turned(shape):
             optimizer.step()
         results.append(weight.detach())
     assert torch.allclose(*results, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay, moved", [(1, {"first.weight", "first.bias", "norm.weight", "last.weight"}),
+                                          (0, {"first.weight", "last.weight"})])  # fmt: skip
+def test_biases_and_norms_are_decayed_unless_that_is_not_wanted(tmp_path, decay, moved):
+    """By a step without gradients; the last bias has a group of its own, without decay in either case."""
+    run = Run(small_folder.arguments(tmp_path / "run", norm_decay=decay), small_folder)
+    _, model = run.build(small_folder.build)
+    run.join()
+    run.prepare(model)
+    *weights, last = model.parameters()
+    groups = [{"params": iter(weights), "lr": 0.5}, {"params": [last], "lr": 0.1, "weight_decay": 0.0}]
+    made = run.optimizer(torch.optim.SGD, groups, lr=0.1, momentum=0.9, weight_decay=0.01)
+    assert [(len(group["params"]), group["lr"]) for group in made.param_groups] == (
+        [(5, 0.5), (1, 0.1)] if decay else [(2, 0.5), (3, 0.5), (1, 0.1)]
+    )
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    run.amp.step(sum(weight.sum() for weight in model.parameters()) * 0)
+    assert {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])} == moved
 
 
 def test_one_operator_after_another_on_request():

@@ -80,12 +80,12 @@ class WatchedRun(Run):
 
 @pytest.fixture
 def watch(tmp_path, monkeypatch):
-    """watch(recipe) -> the run of its preset, after its chosen steps."""
+    """watch(recipe, flag ...) -> the run of its preset, with these flags besides, after its chosen steps."""
 
-    def watched(recipe) -> WatchedRun:
+    def watched(recipe, *flags) -> WatchedRun:
         presets, train = module(recipe.folder, "presets"), module(recipe.folder, "train")
         info, words = module(recipe.folder, "data").INFO, ["--preset", recipe.preset, "--device", "cpu"]
-        args = parse_args(presets, [*words, f"--output_dir={tmp_path / 'run'}"])
+        args = parse_args(presets, [*words, f"--output_dir={tmp_path / 'run'}", *flags])
         of_a_set = {"__len__": lambda _: recipe.images_in_train_set, "info": info, "scored_sizes": lambda _: ()}
         of_a_set |= {"trained_size": None, "split": ""}
         train_set = type("Pictures", (), of_a_set)()
@@ -133,6 +133,20 @@ def test_the_training_is_the_published_one(recipe, watch):
         assert run.rates[step] == pytest.approx(rates, rel=1e-9, abs=1e-15), step
     assert run.initial.rpartition("/")[2] == recipe.initial_weights.removeprefix("./")
     assert run.args.validate is recipe.validate
+
+
+@pytest.mark.skipif("ICNet" not in FOLDERS, reason="ICNet is not in this tree")
+def test_biases_and_norms_keep_the_rate_of_their_group_without_its_decay(watch):
+    (recipe,) = (recipe for recipe in RECIPES if (recipe.folder, recipe.preset) == ("ICNet", "liminn"))
+    run = watch(recipe, "--no_norm_decay")
+    groups = run.made.param_groups
+    assert [group["weight_decay"] for group in groups] == [recipe.weight_decay, 0.0] * 2
+    assert [{weight.dim() for weight in group["params"]} for group in groups] == [{4}, {1}] * 2
+    encoder = set(map(id, run.model.backbone.parameters()))
+    assert [{id(weight) in encoder for weight in group["params"]} for group in groups] == [{True}] * 2 + [{False}] * 2
+    assert sum(len(group["params"]) for group in groups) == len(list(run.model.parameters()))
+    for step, (backbone, heads) in recipe.rates.items():
+        assert run.rates[step] == pytest.approx((backbone, backbone, heads, heads), rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{recipe.folder}-{recipe.preset}")

@@ -1,13 +1,14 @@
 """The format of our checkpoints, and files of weights: checked as they are read, before anything is made of them.
 
 A checkpoint is a dictionary of tensors, numbers and text that torch.load reads with weights_only=True. Its fields are
-those of `FIELDS`; a last.pt has those of `TRAINING_FIELDS` too. `format` says which version of them.
+those of `FIELDS`; a last.pt has those of `TRAINING_FIELDS` too. `format` says which version of them. With --ema the
+weights of best.pt are the averaged ones, and a last.pt holds both: `model` is what the training goes on with, `ema` the
+average, which is what whoever only wants weights takes.
 """
 
 import math
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ def state_of(amp: Amp, progress: Progress, made_by: dict) -> tuple[dict, dict]:
     weights_only=True may refuse. `model.options` and the class name of the model let a file be recognised.
     made_by: of `common.record.origin`.
     """
-    weights = {
+    state = {
         "format": FORMAT,
         "model_class": type(amp.model).__name__,
         "options": amp.model.options,
@@ -51,7 +52,15 @@ def state_of(amp: Amp, progress: Progress, made_by: dict) -> tuple[dict, dict]:
         "made_by": made_by,
         **progress._asdict(),
     }
-    return weights, weights | {"optimizer": _on_cpu(amp.optimizer.state_dict()), "amp": _on_cpu(amp.state_dict())}
+    average = {"ema": _on_cpu(amp.average.state_dict())} if amp.average else {}
+    training = {"optimizer": _on_cpu(amp.optimizer.state_dict()), "amp": _on_cpu(amp.state_dict())}
+    return without_training(state | average), state | training | average
+
+
+def without_training(content: dict) -> dict:
+    """A checkpoint with nothing but its weights, those of the average where it has one."""
+    kept = {name: value for name, value in content.items() if name not in TRAINING_FIELDS}
+    return kept | {"model": kept.pop("ema")["model"]} if "ema" in kept else kept
 
 
 def _on_cpu(value):
@@ -103,6 +112,11 @@ def _is_amp(value) -> bool:
     )
 
 
+def _is_average(value) -> bool:
+    """As `MovingAverage.state_dict` makes it."""
+    return _is_named(value) and _is_count(value.get("updates")) and _is_named(value.get("model"), Tensor)
+
+
 def _is_made_by(value) -> bool:
     """As `common.record.origin.made_by` makes it."""
     return (
@@ -132,6 +146,7 @@ TRAINING_FIELDS = {
     "optimizer": (_is_optimizer, "the state of an optimizer"),
     "amp": (_is_amp, "the state of mixed precision"),
 }
+OPTIONAL_FIELDS = {"ema": (_is_average, "an average of weights with its number of updates")}
 
 
 def is_ours(content: dict) -> bool:
@@ -162,7 +177,9 @@ def _check_fields(path: Path, content: dict) -> None:
             "update this repository, or give another file"
         )
     wanted = {name: field for name, field in FIELDS.items() if name != "made_by" or version != 1}
-    for name, (is_right, words) in (wanted | (TRAINING_FIELDS if is_training_state(content) else {})).items():
+    wanted |= TRAINING_FIELDS if is_training_state(content) else {}
+    wanted |= {name: field for name, field in OPTIONAL_FIELDS.items() if name in content}
+    for name, (is_right, words) in wanted.items():
         if name not in content:
             raise Unusable(f"{path} is spoilt: its field {name} is missing ({words}); give another file")
         if not is_right(content[name]):
@@ -210,22 +227,14 @@ def load_weights(
     return _take_weights(content, _weights_in(content, Path(path), from_reference), Path(path), model, skip)
 
 
-def load_initial(args: Namespace, model: nn.Module, from_reference: Callable[[dict], dict[str, Tensor]]) -> str:
-    """The weights of --load_from, without those of the classifiers for --new_head; returns a line that says so.
-
-    Raises InputError for a file that does not fit.
-    """
-    skip = model.classifiers if args.new_head else ()
-    return f"initial weights: {load_weights(args.load_from, model, from_reference, skip)}"
-
-
 def _weights_in(content: dict, path: Path, from_reference) -> Translated:
     """The tensors of a file under our names: of our checkpoints as they are, of others' through `from_reference`.
 
     Raises OtherNetwork, naming the file, for one that the folder knows to be of another network.
     """
     if is_ours(content):
-        return Translated(content["model"], f"our {content['model_class']}", options=content["options"])
+        kind = f"our {content['model_class']}{', the averaged weights (--ema)' if 'ema' in content else ''}"
+        return Translated(without_training(content)["model"], kind, options=content["options"])
     if from_reference is None:
         return Translated(content, NAMES_OF_OURS)
     try:
@@ -334,15 +343,3 @@ def _onnx_network(path: Path, model_class: str) -> nn.Module:
             f"{path} is of {network.model_class}, and this folder's network is {model_class}; use that one's folder"
         )
     return network
-
-
-def check_evaluation(checkpoint: str, output_dir: str | Path) -> None:
-    """Raise InputError unless there is a file to --evaluate, outside of the run that is moved aside for the result."""
-    if not checkpoint:
-        raise InputError("--evaluate is given and no --checkpoint; name the file of weights to evaluate")
-    check_exists(checkpoint)
-    if Path(output_dir).resolve() in Path(checkpoint).resolve().parents:
-        raise InputError(
-            f"--checkpoint {checkpoint} is in --output_dir {output_dir}, whose run would be moved aside; "
-            "give another --output_dir for the evaluation"
-        )

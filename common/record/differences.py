@@ -7,16 +7,16 @@ from common.flags import OF_ONE_PROCESS
 ANOTHER_RUN = {
     "dataset", "base_size", "crop_size", "min_scale", "max_scale", "cat_max_ratio", "image_size", "augmentation_prob",
     "mask_resize", "augment", "flip_vertical", "rotate", "exif", "arch", "backbone", "base_channels", "t",
-    "label_resize", "avg_non_ignore", "loss", "class_weights", "label_smoothing",
+    "label_resize", "avg_non_ignore", "freeze", "loss", "class_weights", "label_smoothing",
     "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
     "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
-    "clip_norm", "best_by",
+    "norm_decay", "clip_norm", "ema", "best_by",
     "seed", "train_split",
 }  # fmt: skip
 # It may have other values of these, and says so.
 CHANGES = {
     "eval_protocol", "sync_bn", "amp", "precision_mode", "opt_level", "amp_dtype", "loss_scale", "hf32",
-    "fused_optimizer", "deterministic", "channels_last", "compile", "cuda_graph", "validate",
+    "fused_optimizer", "deterministic", "channels_last", "checkpoint_activations", "compile", "cuda_graph", "validate",
     "window", "stride", "scales", "flip",
 }  # fmt: skip
 # These are no difference: where it computes, reads and ends, what it began with, how often it reports and saves.

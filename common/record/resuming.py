@@ -90,7 +90,9 @@ def _check_resumable(content: dict, path: Path, model: nn.Module, images_per_ste
     )
     if made != wanted:
         raise InputError(f"{path} is of a run of {made}, this is one of {wanted}; continue with the same model")
-    check_fit(content, content["model"], path, model)
+    for weights in (content, content.get("ema")):
+        if weights:
+            check_fit(content, weights["model"], path, model)
     if content["images_per_step"] != images_per_step:
         raise InputError(
             f"{path} is of a run in steps of {content['images_per_step']} images, this is one in steps of "
@@ -99,8 +101,10 @@ def _check_resumable(content: dict, path: Path, model: nn.Module, images_per_ste
         )
 
 
-def resume(content: dict, amp: Amp) -> Progress:
+def resume(content: dict, amp: Amp, continues: bool = True) -> Progress:
     """Put back what `read_newest` read; returns how far that run had come.
+
+    continues: whether this run goes on in the folder of that one; what was best is there.
 
     The optimizer keeps the rates and the implementation (fused or not) that it was made with: what the command line
     says holds, and a run can move to a device of another kind. Raises InputError for the state of another optimizer.
@@ -117,8 +121,11 @@ def resume(content: dict, amp: Amp) -> Progress:
         group.clear()
         group.update(values, params=parameters)
     amp.load_state_dict(content["amp"])
+    if amp.average:
+        amp.average.load_state_dict(content.get("ema"))
     # files of earlier versions lack some
-    return Progress(**{name: content[name] for name in Progress._fields if name in content})
+    progress = Progress(**{name: content[name] for name in Progress._fields if name in content})
+    return progress if continues else progress._replace(best=None, evaluations_since_best=0)
 
 
 def _check_optimizer(saved: dict, optimizer: Optimizer) -> None:

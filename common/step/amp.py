@@ -20,6 +20,7 @@ from common.device.world import (
     saturates,
 )
 from common.errors import InputError
+from common.step.averaging import MovingAverage
 
 # Where a dynamic loss scale starts; it doubles after 2,000 good steps in a row and halves when gradients overflow.
 # GradScaler starts at 2^16, from where one of the networks skips its first eight to eleven steps: a short trial would
@@ -50,6 +51,9 @@ def check_device_options(args: Namespace) -> None:
     check_layout(args.channels_last, device.type)
     if args.cuda_graph and device.type != "cuda":
         raise InputError(f"--cuda_graph: the device is {device.type}, and only CUDA has such graphs; leave it out")
+    for flag in ("compile", "cuda_graph"):
+        if args.checkpoint_activations and getattr(args, flag):
+            raise InputError(f"--checkpoint_activations and --{flag} do not go together; leave one of them out")
     if "LOCAL_RANK" not in os.environ:
         opt_level = effective_opt_level(args.amp, args.opt_level, world, args.precision_mode)
         check_half_precision(opt_level, args.amp_dtype, world)
@@ -77,7 +81,8 @@ class Amp:
         O0  float32.
         O1  autocast: each operator runs in the precision that suits it; weights stay float32.
         O2  weights are half precision except in normalisation layers, and the optimizer works on float32 master
-            copies; operators run under autocast. Half the weight memory and no casts in each step.
+            copies; operators run under autocast. Half the weight memory and no casts in each step. What the optimizer
+            does not have, frozen weights, stays float32.
     loss_scale: "dynamic" or a number as text; "-1" means dynamic, as in the original command lines. Only fp16 needs
         a scale: with bf16 and O0 it is 1.
 
@@ -114,6 +119,19 @@ class Amp:
         # (half-precision parameter of the model, its float32 master that the optimizer updates)
         self.masters: list[tuple[nn.Parameter, nn.Parameter]] = self._make_masters() if opt_level == "O2" else []
         self._start_momentum()
+        self.average: MovingAverage | None = None
+
+    @classmethod
+    def of(cls, args: Namespace, model: nn.Module, optimizer: Optimizer, opt_level: str, world: World) -> "Amp":
+        """With the scale, the type and the clipping of the command line."""
+        return cls(model, optimizer, opt_level, args.loss_scale, world, args.amp_dtype, args.clip_norm)
+
+    def follow_weights(self, decay: float) -> list[str]:
+        """Keep an average of the weights (`common.step.averaging`) from now on; returns the lines about it. 0: none."""
+        if not decay:
+            return []
+        self.average = MovingAverage(self.model, self.masters, decay)
+        return [f"--ema {decay}: evaluations score an average of the weights, which is what best.pt holds"]
 
     def autocast(self) -> AbstractContextManager:
         """The context for the forward pass and the loss."""
@@ -151,6 +169,13 @@ class Amp:
             for half, _ in self.masters:
                 half.grad = None
         self.optimizer.zero_grad()  # to none, except by optimizers that own the gradients
+        if self.average is not None:
+            self.average.update()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that an evaluation scores: the average where there is one."""
+        return self.average.model if self.average else self.model
 
     def _give_gradients_to_masters(self) -> None:
         """In float32, all in a few launches."""

@@ -41,7 +41,7 @@ def compiled(
     try:
         with _nothing_learnt(model, world):
             images = _images(world, shape)
-            twin = _counting_at_once(_twin(model), images, autocast)
+            twin = _counting_at_once(twin_of(model), images, autocast)
             _compile_blocks(twin)  # torch refuses by itself on a Python that is too new for it
             with autocast():
                 outputs = twin(images)
@@ -66,7 +66,7 @@ def recorded(
     try:
         with _nothing_learnt(model, world):
             images = _images(world, shape)
-            recording = _counting_at_once(_twin(model), images, autocast) if network is model else network
+            recording = _counting_at_once(twin_of(model), images, autocast) if network is model else network
             recording = cuda.record(recording, images, autocast)
         return recording, "the network's kernels are recorded, and replayed in each step"
     except Exception as error:  # of an operator that cannot be recorded, for example
@@ -90,7 +90,7 @@ def _nothing_learnt(model: nn.Module, world: World) -> Iterator[None]:
             generator.set_rng_state(state)
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def twin_of(model: nn.Module) -> nn.Module:
     """A network with the very same tensors, for training."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).train()

@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes."""
+"""Batch norm over the images of all processes, and batch norm that no training changes."""
 
 import torch
 from torch import Tensor, nn
@@ -47,15 +47,22 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         return ((values - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that stays in eval mode, whatever the mode of the network is."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+
 def trains_on_one_image(model: nn.Module, images: int) -> bool:
     """Whether the batch norms of a model in training mode would see one image, of a batch of `images` per process.
 
     Where an image has shrunk to a pixel they then have a single value, whose variance is 0. Synchronised ones see the
-    images of the other processes too.
+    images of the other processes too, and frozen ones need none.
     """
-    if not model.training or images > 1:
-        return False
-    return not any(isinstance(module, CpuSyncBatchNorm | nn.SyncBatchNorm) for module in model.modules())
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    alone = [norm for norm in norms if not isinstance(norm, CpuSyncBatchNorm | nn.SyncBatchNorm)]
+    return images <= 1 and any(norm.training for norm in alone)
 
 
 def synchronize_batch_norm(model: nn.Module, world: World) -> None:
@@ -65,12 +72,16 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> None:
     """
     if world.size == 1:
         return
-    kind = CpuSyncBatchNorm if world.device.type == "cpu" else nn.SyncBatchNorm
+    replace_batch_norms(model, CpuSyncBatchNorm if world.device.type == "cpu" else nn.SyncBatchNorm)
+
+
+def replace_batch_norms(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Replace every plain batch norm of the model by one of another kind, with the same tensors by the same names."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
-                synchronized = kind(child.num_features, child.eps, child.momentum)
-                synchronized.weight, synchronized.bias = child.weight, child.bias
+                other = kind(child.num_features, child.eps, child.momentum)
+                other.weight, other.bias = child.weight, child.bias
                 for buffer in ("running_mean", "running_var", "num_batches_tracked"):
-                    setattr(synchronized, buffer, getattr(child, buffer))
-                setattr(module, name, synchronized)
+                    setattr(other, buffer, getattr(child, buffer))
+                setattr(module, name, other)

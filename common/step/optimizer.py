@@ -37,6 +37,27 @@ def fused_optimizer(
     return optimizer
 
 
+def trained_groups(parameters: Iterable[Tensor] | Iterable[dict], norm_decay: bool = True) -> list[dict]:
+    """Tensors, or groups of them, as groups without those that `common.step.freezing` has frozen.
+
+    norm_decay: False: in each group those of one dimension, which are biases and the scales and shifts of norms, become
+    a group behind it with its rate and a weight decay of 0: "no bias decay" of "Bag of Tricks for Image Classification"
+    (arXiv:1812.01187, 3.1); in mmcv norm_decay_mult and bias_decay_mult of 0. A group of which nothing is left is left
+    out.
+    """
+    given = list(parameters)
+    groups = given if isinstance(given[0], dict) else [{"params": given}]
+    parts = []
+    for group in groups:
+        trained = [tensor for tensor in group["params"] if tensor.requires_grad]
+        if norm_decay:
+            parts.append({**group, "params": trained})
+        else:
+            parts.append({**group, "params": [tensor for tensor in trained if tensor.dim() > 1]})
+            parts.append({**group, "params": [tensor for tensor in trained if tensor.dim() <= 1], "weight_decay": 0.0})
+    return [part for part in parts if part["params"]]
+
+
 def has_fused_kernel(kind: type[Optimizer], world: World, options: dict[str, object]) -> bool:
     """Whether torch has SGD or Adam in one pass on this device.
 

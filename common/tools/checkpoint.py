@@ -45,6 +45,8 @@ def inspect(path: Path) -> Iterator[tuple[str, str]]:
         yield "kind", "file of another program, or weights alone"
     tensors = [tensor for _, tensor in named_tensors(content["model"] if is_ours(content) else content)]
     yield "weights", f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors):,} values"
+    if "ema" in content and is_ours(content):
+        yield "average", f"of these weights (--ema) over {content['ema']['updates']} steps, and taken in their place"
     if is_ours(content):
         yield from _course(content)
     yield "finite", "all values"

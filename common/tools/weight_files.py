@@ -8,7 +8,7 @@ import torch
 
 from common.errors import InputError
 from common.nets.backbone import torchvision_models, weight_folders
-from common.record.checkpoint import FORMAT, TRAINING_FIELDS, is_ours, load_model, read
+from common.record.checkpoint import FORMAT, is_ours, load_model, read, without_training
 from common.record.environment import code_version
 from common.record.files import write_atomically
 from common.record.foreign import NAMES_OF_OURS, OtherNetwork
@@ -37,8 +37,9 @@ def convert(source: Path, target: Path, model: str | None = None) -> str:
         raise InputError(f"{target} is there already; give the name of a new file")
     content = read(source, mapped=True)
     if is_ours(content):
-        line = f"{source}: our {content['model_class']}"
-        content = {name: value for name, value in content.items() if name not in TRAINING_FIELDS}
+        averaged = ", the averaged weights (--ema)" if "ema" in content else ""
+        line = f"{source}: our {content['model_class']}{averaged}"
+        content = without_training(content)
     else:
         lines: list[str] = []
         content = _ours(source, model or _folder_of(content, source), lines)
