@@ -27,6 +27,8 @@ from common.device.slurm import adopt
 from common.device.stopping import Stop
 from common.device.watching import watch
 from common.device.world import World, find_device_type
+from common.dry_run import check_dry_run, dry_run
+from common.recipe import noting_changes
 from common.record.folder import RUN_MARK
 from common.run import Build, Run
 from common.seeds import run_seeds
@@ -39,24 +41,30 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
 
     Whatever can be known to be wrong raises InputError in `build`, before other processes exist. With more than one
     device this process becomes torchrun, which starts this script again with the same arguments once per device. With
-    --seeds it starts one run after the other.
+    --seeds it starts one run after the other; with --dry_run it measures some steps, and ends.
     The exit codes are those of `common.errors.ExitCode`.
     """
     with lasting_output(), exit_codes():
         adopt(args)
-        if args.seeds > 1:
+        if args.dry_run:
+            check_dry_run(args)
+        elif args.seeds > 1:
             leave(run_seeds(args))
         alone = not in_torchrun()
-        with Stop(args.max_minutes, started(), alone).listening() as stop:
+        with Stop(0 if args.dry_run else args.max_minutes, started(), alone).listening() as stop:
             introduce(stop)
             if is_restarted(args):
                 args.resume = "auto"
             processes = process_count(args)
             run = Run(args, presets, processes, stop=stop)
-            built = run.build(build)
+            with noting_changes(args):
+                built = run.build(build)
             if not is_checked():
                 _check_machine(args, run)
             say_why(args)
+            if args.dry_run:
+                dry_run(main, run, *built)
+                return
             if processes > 1 and alone:
                 del run, built  # the processes build their own
                 run_torchrun(args)
