@@ -1,8 +1,9 @@
 """How a script starts a run: checks first, then as many processes as devices are asked for."""
 
+import contextlib
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from common.data.loading import Feed, worker_count
 from common.data.pictures import Datasets
-from common.device.exits import exit_codes, lasting_output, leave
+from common.device.exits import exit_codes, lasting_output, leave, reason
 from common.device.launch import (
     in_torchrun,
     is_checked,
@@ -28,6 +29,7 @@ from common.device.stopping import Stop
 from common.device.watching import watch
 from common.device.world import World, find_device_type
 from common.dry_run import check_dry_run, dry_run
+from common.errors import Diverged, NotSaved, Stopped
 from common.recipe import noting_changes
 from common.record.folder import RUN_MARK
 from common.run import Build, Run
@@ -72,7 +74,22 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
             stop.begin()
             run.join()
             watch(run.world, args.dist_timeout)
-            leave_done(main(args, run, *built))
+            with _failures_kept(run):
+                result = main(args, run, *built)
+            leave_done(result)
+
+
+@contextlib.contextmanager
+def _failures_kept(run: Run) -> Iterator[None]:
+    """Note an error that ends a run in its log: the terminal, which is told of it too, may be gone."""
+    try:
+        yield
+    except (Stopped, Diverged, NotSaved):  # the log has it
+        raise
+    except Exception as error:
+        if run.log:
+            run.log.fail(reason(error))
+        raise
 
 
 def _check_machine(args: Namespace, run: Run) -> None:

@@ -307,6 +307,11 @@ class RunLog:
             self.say(f"{done}; {go_on}" if self.course.total_steps else f"{reason}; give the same command again")
             self._close()
 
+    def fail(self, reason: str) -> None:
+        """Keep in train.log why the run ends, of which the terminal is told by whoever ends the process."""
+        if self.world.is_main:
+            self._lines.keep(f"failed after step {self.step}: {reason}")
+
     def _close(self) -> None:
         self._numbers.close()
         self._lock.close()
