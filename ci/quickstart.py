@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> int:
     print(f"\n{len(overlays)} overlays and coloured masks, for example")
     for path in overlays[:3]:
         print(f"  {os.path.relpath(path, ROOT)}")
+    if (run / "report.html").exists():
+        print(f"Scores, curves and pictures of the run: {os.path.relpath(run / 'report.html', ROOT)}")
     print(f"Curves and examples of each evaluation: tensorboard --logdir {os.path.relpath(run / 'events', ROOT)}")
     return 0
 

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from ci.tests import small_folder
+from ci.tests.logged import whole_run
 from ci.tests.small_folder import arguments, build, main
+from common.report import at_end
 from common.report.reading import read_record
 from common.start import carry_out
 from common.tools.report import main as command
@@ -37,9 +39,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run."""
+    """The folder of a finished run, which has written its page."""
     folder = tmp_path_factory.mktemp("report") / "run"
-    carry_out(main, build, arguments(folder, lr=0.25), small_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NO_REPORT")
+        carry_out(main, build, arguments(folder, lr=0.25), small_folder)
     return folder
 
 
@@ -87,6 +91,33 @@ def _recipe(run):
     from common.report.page import recipe
 
     return recipe(read_record(run))
+
+
+def test_a_run_ends_with_its_page_and_names_it(run, finished):
+    assert (finished / "train.log").read_text().splitlines()[-1].endswith(f" : {finished / 'report.html'}")
+    page = read(finished / "report.html")
+    assert "State: finished after step 8." in " ".join(page.text.split()), "it is said while the run has its folder"
+    assert "Final Performance images/sec" in page.text
+
+
+def test_a_run_without_its_page_says_why_in_its_last_line_and_is_complete(tmp_path, monkeypatch):
+    def last_line(name: str) -> str:
+        whole_run(tmp_path / name)
+        assert (tmp_path / name / "result.json").exists() and not (tmp_path / name / "report.html").exists()
+        return (tmp_path / name / "train.log").read_text().splitlines()[-1]
+
+    assert last_line("not wanted").startswith("E2E Training Duration")
+    monkeypatch.delenv("NO_REPORT")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        line = "no report.html: it needs matplotlib; pip install -r common/requirements-report.txt, then "
+        assert last_line("bare") == f"{line}python3 common/tools/report.py {tmp_path / 'bare'}"
+    monkeypatch.setattr(at_end, "missing_packages", list)
+    monkeypatch.setattr(at_end, "run_page", lambda record: [][0])
+    assert (
+        last_line("failed")
+        == "warning: report.html is not written (list index out of range); the run itself is complete"
+    )
 
 
 def test_two_runs_are_compared(run, tmp_path):

@@ -1,6 +1,7 @@
 """report.html: one file that tells of a run, or compares several, to be read without a network."""
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from common.report.reading import Record
 
 NAME = "report.html"  # in the folder of the run
 PACKAGES = ("jinja2", "matplotlib")
-INSTALL = "pip install -r common/requirements-report.txt"
+ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES = 200  # of train.log
 
 
@@ -31,10 +32,15 @@ def missing_packages() -> list[str]:
     return missing
 
 
+def install_command() -> str:
+    """What installs them, as it is given in the present folder."""
+    return f"pip install -r {os.path.relpath(ROOT / 'common' / 'requirements-report.txt')}"
+
+
 def check_packages() -> None:
     """Raise InputError where the packages are missing."""
     if missing := missing_packages():
-        raise InputError(f"a report needs {' and '.join(missing)}: {INSTALL}")
+        raise InputError(f"a report needs {' and '.join(missing)}: {install_command()}")
 
 
 def write_page(path: Path, text: str) -> Path:
