@@ -15,7 +15,7 @@ from common.flags import OF_ONE_PROCESS
 from common.record.folder import RUN_MARK
 
 # What may differ between runs of one group, and is no part of a recipe.
-NO_RECIPE = OF_ONE_PROCESS | {"preset", "given", "started", "seed", "seeds"}
+NO_RECIPE = OF_ONE_PROCESS | {"preset", "given", "origins", "started", "seed", "seeds"}
 BEYOND = 2.0  # standard errors of a difference, from which on it is called more than chance
 
 

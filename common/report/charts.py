@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 MOST_POINTS = 500  # of a curve; a longer one keeps every second, third, ... and the last
+ROOM = 1.04  # times the largest value: the end of an axis
 SERIES = 8  # colours in the style sheet of the page
 # what Matplotlib draws with -> what the page has: it takes no names of CSS
 INK, RULE = "#010203", "#010204"
@@ -56,8 +57,10 @@ def chart(title: str, curves: Mapping[str, Points], from_zero: bool = False) -> 
         axes.set_axisbelow(True)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        # from the beginning of the run, and with room for the last point
+        axes.set_xlim(0, max(1, *(step for points in shown.values() for step, _ in points)) * ROOM)
         if from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, max(value for points in shown.values() for _, value in points) * ROOM or 1)
         text = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         FigureCanvasSVG(figure).print_svg(text, metadata=nothing)

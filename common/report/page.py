@@ -5,20 +5,23 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from common.args import format_value
+from common.args import FLAG_KINDS, format_value
 from common.errors import InputError
-from common.flags import FLAGS
+from common.flags import FLAGS, RUN
 from common.record.files import write_atomically
 from common.record.numbers import NO_CURVES
 from common.record.spread import Group, in_words, means, recipe_differences
 from common.report.charts import Chart, chart
 from common.report.pictures import pictures
 from common.report.reading import Record
+from common.values import size
 
 NAME = "report.html"  # in the folder of the run
 PACKAGES = ("jinja2", "matplotlib")
 ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES = 200  # of train.log
+COMMAND_LINE = "command line"
+NO_FLAGS = {"given", "origins", "preset", "started"}  # what else is among the values of a run
 
 
 def missing_packages() -> list[str]:
@@ -70,16 +73,25 @@ def run_page(record: Record) -> str:
 
 def recipe(record: Record) -> dict[str, list[tuple[str, str, str]]]:
     """topic -> (flag, value, where the value came from); what no topic of the flags names is under 'others'."""
-    given = record.values.get("given")
-    preset = f"preset {record.values.get('preset')}"
     topics = {name: topic for topic, flags in FLAGS.items() for name in flags}
     rows: dict[str, list[tuple[str, str, str]]] = {topic: [] for topic in FLAGS}
     for name, value in record.values.items():
-        if name in ("given", "preset", "started"):
-            continue
-        origin = "not recorded" if given is None else "command line" if name in given else preset
-        rows.setdefault(topics.get(name, "others"), []).append((name, format_value(value), origin))
+        if name not in NO_FLAGS:
+            rows.setdefault(topics.get(name, "others"), []).append((name, shown(value, name), origin(record, name)))
     return {topic: found for topic, found in rows.items() if found}
+
+
+def origin(record: Record, name: str) -> str:
+    """Where the value of a flag came from. What every model has alike is a default, whichever preset was chosen."""
+    given, origins = record.values.get("given"), record.values.get("origins") or {}
+    if given is None:
+        return "not recorded"
+    if name in given:
+        return COMMAND_LINE
+    if name in origins:
+        return origins[name]
+    value = record.values[name]
+    return "default" if name in RUN and RUN[name] == value else f"preset {record.values.get('preset')}"
 
 
 def _charts(records: dict[str, Record]) -> list[Chart]:
@@ -128,7 +140,7 @@ def comparison_page(groups: Sequence[Group], records: dict[str, Record]) -> str:
     rows = []
     for name, first in found[0].items():
         others = [(str(mean[name]), in_words(first, mean[name])) if name in mean else None for mean in found[1:]]
-        changes = [mean[name].mean - first.mean if name in mean else None for mean in found[1:]]
+        changes = [round(mean[name].mean - first.mean, 4) if name in mean else None for mean in found[1:]]
         rows.append((name.removeprefix("IoU "), name.startswith("IoU "), str(first), others, changes))
     first_environment = next(iter(records.values())).environment
     environments = {
@@ -149,7 +161,7 @@ def comparison_page(groups: Sequence[Group], records: dict[str, Record]) -> str:
         classes=[row for row in rows if row[1]],
         recipes={
             group.name: {
-                name: tuple(map(format_value, values))
+                name: tuple(shown(value, name) for value in values)
                 for name, values in recipe_differences(groups[0].values, group.values).items()
             }
             for group in groups[1:]
@@ -169,8 +181,24 @@ def _rendered(template: str, **content) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "bytes": _bytes, "clock": _clock, "value": format_value}
+    environment.filters |= {"number": _number, "bytes": _bytes, "clock": _clock, "value": shown, "name": _name}
     return environment.get_template(template).render(**content)
+
+
+def shown(value: object, name: str = "") -> str:
+    """A value in a reader's words. name: of the flag that it belongs to."""
+    if value is None or value in ("", []):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format_value(tuple(value) if isinstance(value, list) and FLAG_KINDS.get(name) is size else value)
+
+
+def _name(text: object) -> str:
+    """A name that may go on in the next line after an underscore, and is not broken elsewhere for lack of room."""
+    from markupsafe import Markup, escape
+
+    return escape(text).replace("_", Markup("_<wbr>"))
 
 
 def _number(value: object, digits: int = 4) -> str:
