@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ci.tests import small_folder
-from ci.tests.logged import whole_run
+from ci.tests.logged import METRIC, open_log, whole_run
 from ci.tests.small_folder import arguments, build, main
 from common.report import at_end
 from common.report.page import recipe
@@ -123,6 +123,15 @@ def test_a_run_without_its_page_says_why_in_its_last_line_and_is_complete(tmp_pa
         last_line("failed")
         == "warning: report.html is not written (list index out of range); the run itself is complete"
     )
+
+
+def test_the_page_of_an_evaluation_has_no_curves(run, tmp_path):
+    log = open_log(tmp_path / "scored", total=0)
+    log.eval(METRIC)
+    log.finish()
+    command([str(tmp_path / "scored")])
+    page = read(tmp_path / "scored" / "report.html")
+    assert "curves" not in page.sections and "0.2500" in page.text and "loss at the end" not in page.text
 
 
 def test_two_runs_are_compared(run, tmp_path):
