@@ -42,10 +42,13 @@ def describe(run: Path) -> tuple[str, ...]:
     step = max((row.get("step", 0) for row in rows), default=0)
     best = next((row["best"] for row in reversed(rows) if row.get("best") is not None), None)
     rate = next((row["images_per_second"] for row in reversed(rows) if "images_per_second" in row), None)
+    ended = state(run, step)
+    if ended == FINISHED:  # of all its steps, and of an evaluation, which has no line of them
+        rate = result.get("images_per_second", rate)
     model = result.get("network") or values.get("arch") or "-"
     numbers = ("-" if best is None else f"{best:.4f}", "-" if rate is None else f"{rate:.2f}")
     data = str(values.get("data_path") or "-")
-    return str(run), str(model), str(values.get("preset", "-")), data, str(step), *numbers, state(run, step)
+    return str(run), str(model), str(values.get("preset", "-")), data, str(step), *numbers, ended
 
 
 def table(runs: list[Path]) -> list[str]:
