@@ -335,7 +335,6 @@ def test_the_preset_own_is_fitted_to_the_pictures(tmp_path, folder):
     args = parse_args(presets, ["--preset=own", f"--data_path={root}", "--device=cpu"])
     train, val, _ = data.build_datasets(args)
     assert train.trained_size == (64, 64) and args.device_batch_size == 4
-    assert args.origins["device_batch_size"] == "fitted to the pictures and the device" and "lr" not in args.origins
     steps = args.epochs * (len(train) // 4) if args.epochs else args.total_steps
     assert steps == 400 and "class_0, class_1, class_2" in train.note and len(val) == 2
     lasting = parse_args(

@@ -39,7 +39,6 @@ def fit(args: Namespace, pairs: Sequence[tuple[Path, Path]]) -> str:
         if getattr(args, name, 0) is None:  # flags that a folder does not have are left alone
             setattr(args, name, value)
             chosen[name] = value
-            args.origins[name] = "fitted to the pictures and the device"
 
     if any(getattr(args, name, 0) is None for name in ("base_size", "crop_size", "image_size")):
         short = _short_side(pairs)

@@ -34,7 +34,7 @@ def read_rows(folder: Path) -> Iterator[dict]:
 
 
 def state(run: Path, step: int) -> str:
-    """running, finished, or why it ended. step: the last one that its record has."""
+    """running, or how it ended. step: the last one that its record has."""
     with contextlib.suppress(FileNotFoundError), open(run / ".lock", "rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -42,9 +42,15 @@ def state(run: Path, step: int) -> str:
             return RUNNING
         except OSError:
             pass  # some network file systems know no locks
-    if read_json(run / "result.json").get("steps", -1) >= step:
-        return FINISHED
+    return how_it_ended(run, step)
+
+
+def how_it_ended(run: Path, step: int) -> str:
+    """finished, with the reason where that was before the end of the schedule, or why it ended otherwise."""
+    result = read_json(run / "result.json")
+    if result.get("steps", -1) >= step:
+        return ": ".join(filter(None, (FINISHED, result.get("stopped_early"))))
     lines = read_text(run / "train.log").splitlines()
     last = lines[-1].partition("; ")[0] if lines else ""
-    said = last.startswith(("stopped", "interrupted", "the loss", "the gradients"))
+    said = last.startswith(("stopped", "interrupted", "failed", "the loss", "the gradients"))
     return last if said else "ended without a word: killed, or an error"

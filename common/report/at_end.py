@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from common.record.past import FINISHED
+from common.record.past import how_it_ended
 from common.report.page import NAME, ROOT, install_command, missing_packages, run_page, write_page
 from common.report.reading import read_record
 
@@ -25,7 +25,7 @@ def page_at_the_end(folder: Path) -> list[str]:
         afterwards = f"{install_command()}, then python3 {tool} {shlex.quote(str(folder))}"
         return [f"no {NAME}: it needs {' and '.join(missing)}; {afterwards}"]
     try:
-        path = write_page(folder / NAME, run_page(read_record(folder)._replace(state=FINISHED)))
+        path = write_page(folder / NAME, run_page(read_record(folder, how_it_ended)))
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         return [f"warning: {NAME} is not written ({said}); the run itself is complete"]

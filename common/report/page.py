@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.args import FLAG_KINDS, format_value
 from common.errors import InputError
-from common.flags import FLAGS, RUN
+from common.recipe import recipe
 from common.record.files import write_atomically
 from common.record.numbers import NO_CURVES
 from common.record.spread import Group, in_words, means, recipe_differences
@@ -20,8 +20,6 @@ NAME = "report.html"  # in the folder of the run
 PACKAGES = ("jinja2", "matplotlib")
 ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES = 200  # of train.log
-COMMAND_LINE = "command line"
-NO_FLAGS = {"given", "origins", "preset", "started"}  # what else is among the values of a run
 
 
 def missing_packages() -> list[str]:
@@ -66,32 +64,9 @@ def run_page(record: Record) -> str:
         matrix=matrix,
         examples=examples,
         first_batch=first_batch,
-        recipe=recipe(record),
+        recipe=recipe(record.values),
         log=record.lines[-MOST_LINES:],
     )
-
-
-def recipe(record: Record) -> dict[str, list[tuple[str, str, str]]]:
-    """topic -> (flag, value, where the value came from); what no topic of the flags names is under 'others'."""
-    topics = {name: topic for topic, flags in FLAGS.items() for name in flags}
-    rows: dict[str, list[tuple[str, str, str]]] = {topic: [] for topic in FLAGS}
-    for name, value in record.values.items():
-        if name not in NO_FLAGS:
-            rows.setdefault(topics.get(name, "others"), []).append((name, shown(value, name), origin(record, name)))
-    return {topic: found for topic, found in rows.items() if found}
-
-
-def origin(record: Record, name: str) -> str:
-    """Where the value of a flag came from. What every model has alike is a default, whichever preset was chosen."""
-    given, origins = record.values.get("given"), record.values.get("origins") or {}
-    if given is None:
-        return "not recorded"
-    if name in given:
-        return COMMAND_LINE
-    if name in origins:
-        return origins[name]
-    value = record.values[name]
-    return "default" if name in RUN and RUN[name] == value else f"preset {record.values.get('preset')}"
 
 
 def _charts(records: dict[str, Record]) -> list[Chart]:

@@ -1,5 +1,6 @@
 """What the folder of a run holds, as far as it is there: the page is made from nothing else."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,8 +68,8 @@ class Record(NamedTuple):
         return (total, waited / total) if total else None
 
 
-def read_record(folder: Path) -> Record:
-    """Raises InputError where there is no run."""
+def read_record(folder: Path, state: Callable[[Path, int], str] = state) -> Record:
+    """Raises InputError where there is no run. state: what tells it, from the folder and the last step."""
     config = read_json(folder / RUN_MARK)
     if not isinstance(config.get("values"), dict):
         raise InputError(f"{folder} holds no run (no readable {RUN_MARK}); name an --output_dir of train.py")

@@ -27,13 +27,21 @@ from common.record.past import FINISHED, RUNNING, read_json, read_rows, state
 from common.record.resuming import older_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = ("run", "model", "preset", "data", "step", "best", "images/s", "state")
+COLUMNS = ("run", "model", "preset", "data", "step", "best", "images/s", "seed", "state")
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
     """The folders of runs, those that were moved aside included."""
     marks = {mark for folder in folders for mark in folder.rglob(RUN_MARK)}
     return sorted(mark.parent for mark in marks if "values" in read_json(mark))
+
+
+def seed_of(run: Path, seed: object) -> str:
+    """The seed of a run; of one of several (--seeds), with those that have been started so far."""
+    numbers = (mark.parent.name.removeprefix("seed-") for mark in run.parent.glob(f"seed-*/{RUN_MARK}"))
+    others = sorted(int(number) for number in numbers if number.isdigit())
+    is_one_of_several = run.name == f"seed-{seed}" and len(others) > 1
+    return f"{seed} of {', '.join(map(str, others))}" if is_one_of_several else str(seed)
 
 
 def describe(run: Path) -> tuple[str, ...]:
@@ -43,12 +51,13 @@ def describe(run: Path) -> tuple[str, ...]:
     best = next((row["best"] for row in reversed(rows) if row.get("best") is not None), None)
     rate = next((row["images_per_second"] for row in reversed(rows) if "images_per_second" in row), None)
     ended = state(run, step)
-    if ended == FINISHED:  # of all its steps, and of an evaluation, which has no line of them
+    if ended.startswith(FINISHED):  # of all its steps, and of an evaluation, which has no line of them
         rate = result.get("images_per_second", rate)
     model = result.get("network") or values.get("arch") or "-"
     numbers = ("-" if best is None else f"{best:.4f}", "-" if rate is None else f"{rate:.2f}")
     data = str(values.get("data_path") or "-")
-    return str(run), str(model), str(values.get("preset", "-")), data, str(step), *numbers, ended
+    preset, seed = str(values.get("preset", "-")), seed_of(run, values.get("seed", "-"))
+    return str(run), str(model), preset, data, str(step), *numbers, seed, ended
 
 
 def table(runs: list[Path]) -> list[str]:
@@ -65,7 +74,7 @@ def prunable(runs: list[Path]) -> list[Path]:
         ended = describe(run)[-1]
         if ended != RUNNING and run.parent.name == "backup":
             found.append(run)
-        elif ended == FINISHED and (older := list(older_checkpoints(run / "checkpoints").values())):
+        elif ended.startswith(FINISHED) and (older := list(older_checkpoints(run / "checkpoints").values())):
             with contextlib.suppress(InputError):  # a last.pt that is not whole: the older ones are needed
                 read(run / "checkpoints" / "last.pt")
                 found += older
