@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     overlays = sorted(pictures.rglob("*_overlay.png"))
     print(f"\nCurves and examples of each evaluation: tensorboard --logdir {os.path.relpath(run / 'events', ROOT)}")
     if (run / "report.html").is_file():
-        print(f"Report of the run: {os.path.relpath(run / 'report.html', ROOT)}")
+        print(f"Scores, curves and pictures of the run: {os.path.relpath(run / 'report.html', ROOT)}")
     print(f"{len(overlays)} overlays and coloured masks, for example")
     for path in overlays[:3]:
         print(f"  {os.path.relpath(path, ROOT)}")

@@ -35,7 +35,7 @@ def run(*command, cwd: Path, code: int = 0) -> str:
     begun = time.perf_counter()
     words = [str(word) for word in command]
     started.update(Path(word).name for word in words[:2])
-    environment = {**os.environ, "PYTHON": sys.executable}
+    environment = {**os.environ, "PYTHON": sys.executable, "NO_REPORT": "1"}  # a page takes seconds
     done = subprocess.run(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     shown = f"[{time.perf_counter() - begun:5.1f} s] {cwd.name}$ {' '.join(words)}"
     if done.returncode != code:

@@ -35,6 +35,7 @@ from common.values import (
     switch,
     workers,
 )
+from common.version import version_line
 
 # What --config does not take: what a run wrote and was told once, and where it was computed. Where its data and its
 # first weights are is a part of the recipe, and so is the number of devices.
@@ -48,6 +49,14 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=120)
 
 
+class _Version(argparse.Action):
+    """--version, which looks at the checkout only when it is asked."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(version_line())
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes no abbreviations, and - for _, and reports an error in one line.
 
@@ -58,6 +67,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **options})
+        if self.add_help:
+            nowhere = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}  # it is no value of a run
+            self.add_argument(
+                "--version", action=_Version, nargs=0, help="show version and commit, and exit", **nowhere
+            )
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse's (parse_args goes through it too). Without `args`, those that the script was started with."""

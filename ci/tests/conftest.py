@@ -12,6 +12,8 @@ from common.device import npu
 
 # The tensors of the tests are tiny: one thread is fastest, and two test processes do not wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Drawing the page of a run takes seconds: test_report_page.py has one.
+os.environ["NO_REPORT"] = "1"
 
 CITIES = ("aachen", "zurich")
 

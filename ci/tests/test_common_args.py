@@ -334,6 +334,7 @@ def test_a_config_stands_between_the_preset_and_the_command_line(tmp_path):
     file.write_text(json.dumps({"values": {**vars(run), "started": 1.5}, "environment": {}}))
     again = parse_args(icnet, [f"--config={file}", "--epochs=9"])
     assert (again.preset, again.given) == ("full_8p", ["config", "epochs"])
+    assert again.origins["lr"] == "config file" and "epochs" not in again.origins
     assert (again.epochs, again.lr, again.amp, again.devices, again.hf32) == (9, 0.3, False, 8, None)
     assert (again.crop_size, again.scales, again.data_path) == ((64, 32), [0.5, 1.0], run.data_path)
     assert (again.resume, again.device_list, again.workers) == ("", None, "auto")

@@ -38,6 +38,8 @@ def test_each_run_has_a_line_with_how_far_it_came_and_how_it_ended(output, capsy
     assert header.split()[:3] == ["run", "model", "preset"] and len(lines) == 2
     assert describe(run)[1:5] == ("Small", "default", "-", "8") and describe(run)[-1] == "finished"
     assert 0 < float(describe(run)[5]) < 1 < float(describe(run)[6])
+    result = json.loads((run / "result.json").read_text())
+    assert describe(run)[6] == f"{result['images_per_second']:.2f}", "of the whole run, not of its last line"
     (run / "result.json").unlink()
     assert describe(run)[-1].startswith("ended without a word")
     with open(run / "train.log", "a") as log:

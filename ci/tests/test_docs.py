@@ -343,7 +343,11 @@ def test_flags_in_the_text_exist(path):
     """In `--flag` and `--flag=a|b` of the text, and in the comments of shell blocks."""
     folders = [path.parent.name] if path.parent.name in FOLDERS else FOLDERS
     train = {name for folder in folders for name in train_flags(folder)}
-    known = train | {name for folder in folders for name in vars(parse_of_script((folder, "predict.py"), PREDICT))}
+    known = (
+        train
+        | {"version"}
+        | {name for folder in folders for name in vars(parse_of_script((folder, "predict.py"), PREDICT))}
+    )
     known |= {name for folder in folders for name in vars(parse_of_script((folder, "export.py"), PREDICT[::2]))}
     if folders is FOLDERS:
         known |= set(vars(benchmark.parse(["data", "--model", "ICNet"])[1]))

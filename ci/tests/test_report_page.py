@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from ci.tests import small_folder
+from ci.tests.logged import METRIC, open_log, whole_run
 from ci.tests.small_folder import arguments, build, main
+from common.report import at_end
 from common.start import carry_out
 from common.tools.report import main as command
 
@@ -36,9 +38,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run."""
+    """The folder of a finished run, which has written its page."""
     folder = tmp_path_factory.mktemp("report") / "run"
-    carry_out(main, build, arguments(folder, lr=0.25), small_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NO_REPORT")
+        carry_out(main, build, arguments(folder, lr=0.25), small_folder)
     return folder
 
 
@@ -78,8 +82,46 @@ def test_the_page_has_the_numbers_of_the_run_and_nothing_from_elsewhere(run, cap
     assert f"{result['images_per_second']:.2f}" in page.text and "finished" in page.text
     assert EVIL in page.text and f"{result['classes'][EVIL]['truth_pixels']:,}" in page.text
     assert "worst: IoU 0.1250" in page.text and 'width="1600"' in (run / "report.html").read_text()
+    assert not re.search(r"\b(None|True|False)\b", page.text), "Python's words are not a reader's"
+    assert "frequency_<wbr>weighted_<wbr>iou" in (run / "report.html").read_text()
     for row in ("--lr0.25command line", "--epochs2preset default", "--accumulate1default"):
         assert row in page.text, row
+
+
+def test_a_run_ends_with_its_page_and_names_it(run, finished):
+    assert (finished / "train.log").read_text().splitlines()[-1].endswith(f" : {finished / 'report.html'}")
+    page = read(finished / "report.html")
+    assert "State: finished after step 8." in " ".join(page.text.split()), "it is said while the run has its folder"
+    assert "Final Performance images/sec" in page.text
+
+
+def test_a_run_without_its_page_says_why_in_its_last_line_and_is_complete(tmp_path, monkeypatch):
+    def last_line(name: str) -> str:
+        whole_run(tmp_path / name)
+        assert (tmp_path / name / "result.json").exists() and not (tmp_path / name / "report.html").exists()
+        return (tmp_path / name / "train.log").read_text().splitlines()[-1]
+
+    assert last_line("not wanted").startswith("E2E Training Duration")
+    monkeypatch.delenv("NO_REPORT")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        line = "no report.html: it needs matplotlib; pip install -r common/requirements-report.txt, then "
+        assert last_line("bare") == f"{line}python3 common/tools/report.py {tmp_path / 'bare'}"
+    monkeypatch.setattr(at_end, "missing_packages", list)
+    monkeypatch.setattr(at_end, "run_page", lambda record: [][0])
+    assert (
+        last_line("failed")
+        == "warning: report.html is not written (list index out of range); the run itself is complete"
+    )
+
+
+def test_the_page_of_an_evaluation_has_no_curves(run, tmp_path):
+    log = open_log(tmp_path / "scored", total=0)
+    log.eval(METRIC)
+    log.finish()
+    command([str(tmp_path / "scored")])
+    page = read(tmp_path / "scored" / "report.html")
+    assert "curves" not in page.sections and "0.2500" in page.text and "loss at the end" not in page.text
 
 
 def test_two_runs_are_compared(run, tmp_path):

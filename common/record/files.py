@@ -81,6 +81,11 @@ def writable_folder(path: str | Path, flag: str) -> Path:
     return folder
 
 
+def size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
 class Appended:
     """A file of text that grows; what a full disk does not take is kept, and written with what comes next.
 

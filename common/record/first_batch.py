@@ -6,6 +6,7 @@ is seen at once in the augmented pictures with their masks over them.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -15,14 +16,16 @@ from common import IGNORE_INDEX
 from common.data.colours import denormalize
 from common.data.pictures import DatasetInfo, LabelledPictures
 from common.record.files import write_atomically
-from common.record.log import RunLog
 from common.scores.drawing import colour, overlay, shares, with_legend
+
+if TYPE_CHECKING:
+    from common.record.log import RunLog
 
 NAME = "first_batch.png"  # in the folder of the run
 MOST_PICTURES, COLUMNS = 8, 4
 
 
-def shown_first(stream: Iterable, train_set: LabelledPictures, log: RunLog) -> Iterator[tuple[int, Tensor, Tensor]]:
+def shown_first(stream: Iterable, train_set: LabelledPictures, log: "RunLog") -> Iterator[tuple[int, Tensor, Tensor]]:
     """The batches of `stream`, after the first of a run that begins has been written to the folder of the run.
 
     stream: (step, images [B, 3, H, W] float32, target [B, H, W]). Later batches are passed on as they are: nothing

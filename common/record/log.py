@@ -32,6 +32,7 @@ from common.record.lines import Lines
 from common.record.numbers import Numbers, cut_rows
 from common.record.pieces import add_piece
 from common.record.report import Title, closing_lines, write_report
+from common.report.at_end import page_at_the_end
 from common.scores.metrics import Metric
 
 RATE_WARMUP_STEPS = 10  # steps that do not count in images/s: workers start, kernels are chosen
@@ -40,8 +41,9 @@ RATE_WARMUP_STEPS = 10  # steps that do not count in images/s: workers start, ke
 class RunLog:
     """Progress, scores and files of one run.
 
-    output_dir receives train.log, metrics.jsonl, TensorBoard events, config.json, result.json and the ModelZoo report
-    <CaseName>.log; a run that is there already is moved to backup/ beside it, unless this one continues it.
+    output_dir receives train.log, metrics.jsonl, TensorBoard events, config.json, result.json, the ModelZoo report
+    <CaseName>.log and the page report.html; a run that is there already is moved to backup/ beside it, unless this one
+    continues it.
     Only the main process writes; every process takes part in the check that the loss is finite.
 
     Losses stay on the device until a line is printed: one wait for the device every `log_every_steps` of `config`, the
@@ -258,7 +260,7 @@ class RunLog:
     def finish(
         self, more_scores: dict[str, float] | None = None, skipped: Sequence[str] = (), details: dict | None = None
     ) -> dict:
-        """Write result.json and the ModelZoo report, print the closing lines, and return the result.
+        """Write result.json, the ModelZoo report and the page, print the closing lines, and return the result.
 
         Final scores are those of an evaluation after the last step, or there are none. more_scores: besides them.
         skipped: what is wrong with training samples that were replaced. details: of an evaluation that is no part of a
@@ -295,6 +297,7 @@ class RunLog:
             self.say(*closing_lines(result, self.title))
             write_json(self.output_dir / "result.json", result)
             write_report(result, self.title, self.course.images_per_step, self.world)
+            self.say(*page_at_the_end(self.output_dir))
             self._close()
         return result
 

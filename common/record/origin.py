@@ -16,7 +16,7 @@ from common.args import format_value
 from common.data.pictures import Datasets
 from common.errors import InputError
 from common.record.differences import ANOTHER_RUN, CHANGES
-from common.record.environment import code_version
+from common.version import code_version
 
 SAMPLED = 32  # labels whose content is read, spread over all of them
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 MOST_POINTS = 500  # of a curve; a longer one keeps every second, third, ... and the last
+ROOM = 1.04  # times the largest value: the end of an axis
 SERIES = 8  # colours in the style sheet of the page
 # what Matplotlib draws with -> what the page has: it takes no names of CSS
 INK, RULE = "#010203", "#010204"
@@ -28,7 +29,7 @@ class Chart(NamedTuple):
 
 
 def chart(title: str, curves: Mapping[str, Points], from_zero: bool = False) -> Chart | None:
-    """The curves over the steps; None where no point is. from_zero: the axis of values begins there."""
+    """The curves over the steps; None where no point is after a step. from_zero: the axis of values begins there."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -36,7 +37,8 @@ def chart(title: str, curves: Mapping[str, Points], from_zero: bool = False) -> 
 
     finite = {name: [point for point in points if _is_number(point[1])] for name, points in curves.items()}
     shown = {name: _thinned(points) for name, points in finite.items() if points}
-    if not shown:
+    last = max((step for points in shown.values() for step, _ in points), default=0)
+    if last == 0:  # of an evaluation alone
         return None
     style = {
         "svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.family": "sans-serif",
@@ -56,8 +58,10 @@ def chart(title: str, curves: Mapping[str, Points], from_zero: bool = False) -> 
         axes.set_axisbelow(True)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        # from the beginning of the run, and with room for the last point
+        axes.set_xlim(0, last * ROOM)
         if from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, max(value for points in shown.values() for _, value in points) * ROOM or 1)
         text = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         FigureCanvasSVG(figure).print_svg(text, metadata=nothing)

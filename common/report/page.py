@@ -1,10 +1,11 @@
 """report.html: one file that tells of a run, or compares several, to be read without a network."""
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from common.args import format_value
+from common.args import FLAG_KINDS, format_value
 from common.errors import InputError
 from common.recipe import recipe
 from common.record.files import write_atomically
@@ -13,10 +14,11 @@ from common.record.spread import Group, in_words, means, recipe_differences
 from common.report.charts import Chart, chart
 from common.report.pictures import pictures
 from common.report.reading import Record
+from common.values import size
 
 NAME = "report.html"  # in the folder of the run
 PACKAGES = ("jinja2", "matplotlib")
-INSTALL = "pip install -r common/requirements-report.txt"
+ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES = 200  # of train.log
 
 
@@ -31,10 +33,15 @@ def missing_packages() -> list[str]:
     return missing
 
 
+def install_command() -> str:
+    """What installs them, as it is given in the present folder."""
+    return f"pip install -r {os.path.relpath(ROOT / 'common' / 'requirements-report.txt')}"
+
+
 def check_packages() -> None:
     """Raise InputError where the packages are missing."""
     if missing := missing_packages():
-        raise InputError(f"a report needs {' and '.join(missing)}: {INSTALL}")
+        raise InputError(f"a report needs {' and '.join(missing)}: {install_command()}")
 
 
 def write_page(path: Path, text: str) -> Path:
@@ -108,7 +115,7 @@ def comparison_page(groups: Sequence[Group], records: dict[str, Record]) -> str:
     rows = []
     for name, first in found[0].items():
         others = [(str(mean[name]), in_words(first, mean[name])) if name in mean else None for mean in found[1:]]
-        changes = [mean[name].mean - first.mean if name in mean else None for mean in found[1:]]
+        changes = [round(mean[name].mean - first.mean, 4) if name in mean else None for mean in found[1:]]
         rows.append((name.removeprefix("IoU "), name.startswith("IoU "), str(first), others, changes))
     first_environment = next(iter(records.values())).environment
     environments = {
@@ -129,7 +136,7 @@ def comparison_page(groups: Sequence[Group], records: dict[str, Record]) -> str:
         classes=[row for row in rows if row[1]],
         recipes={
             group.name: {
-                name: tuple(map(format_value, values))
+                name: tuple(shown(value, name) for value in values)
                 for name, values in recipe_differences(groups[0].values, group.values).items()
             }
             for group in groups[1:]
@@ -149,8 +156,24 @@ def _rendered(template: str, **content) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "bytes": _bytes, "clock": _clock, "value": format_value}
+    environment.filters |= {"number": _number, "bytes": _bytes, "clock": _clock, "value": shown, "name": _name}
     return environment.get_template(template).render(**content)
+
+
+def shown(value: object, name: str = "") -> str:
+    """A value in a reader's words. name: of the flag that it belongs to."""
+    if value is None or value in ("", []):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format_value(tuple(value) if isinstance(value, list) and FLAG_KINDS.get(name) is size else value)
+
+
+def _name(text: object) -> str:
+    """A name that may go on in the next line after an underscore, and is not broken elsewhere for lack of room."""
+    from markupsafe import Markup, escape
+
+    return escape(text).replace("_", Markup("_<wbr>"))
 
 
 def _number(value: object, digits: int = 4) -> str:

@@ -1,14 +1,13 @@
 """What the folder of a run holds, as far as it is there: the page is made from nothing else."""
 
-import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import InputError
+from common.record.files import size
 from common.record.folder import RUN_MARK
-from common.tools.runs import size, state
+from common.record.past import read_json, read_rows, read_text, state
 
 NOTABLE = (  # in a line of train.log: what a reader of the page is shown as a warning
     "warning",
@@ -28,7 +27,7 @@ class Record(NamedTuple):
     """A run. Each part is empty where its file is missing or damaged."""
 
     folder: Path
-    state: str  # see `common.tools.runs.state`
+    state: str  # see `common.record.past.state`
     result: dict  # result.json
     values: dict  # of the last piece: flag -> value
     environment: dict  # of the last piece
@@ -69,44 +68,22 @@ class Record(NamedTuple):
         return (total, waited / total) if total else None
 
 
-def read_record(folder: Path) -> Record:
-    """Raises InputError where there is no run."""
-    config = _json(folder / RUN_MARK)
+def read_record(folder: Path, state: Callable[[Path, int], str] = state) -> Record:
+    """Raises InputError where there is no run. state: what tells it, from the folder and the last step."""
+    config = read_json(folder / RUN_MARK)
     if not isinstance(config.get("values"), dict):
         raise InputError(f"{folder} holds no run (no readable {RUN_MARK}); name an --output_dir of train.py")
-    rows = list(_rows(folder / "metrics.jsonl"))
+    rows = list(read_rows(folder))
     checkpoints = sorted((folder / "checkpoints").glob("*.pt"))
     return Record(
         folder=folder,
         state=state(folder, max((row.get("step", 0) for row in rows), default=0)),
-        result=_json(folder / "result.json"),
+        result=read_json(folder / "result.json"),
         values=config["values"],
         environment=config.get("environment") or {},
         pieces=config.get("pieces") or [],
         training=[row for row in rows if row.get("kind") == "train"],
         evaluations=[row for row in rows if row.get("kind") == "eval"],
-        lines=_text(folder / "train.log").splitlines(),
+        lines=read_text(folder / "train.log").splitlines(),
         checkpoints=[(path.name, size(path)) for path in checkpoints],
     )
-
-
-def _text(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text(encoding="utf-8", errors="replace")
-    return ""
-
-
-def _json(path: Path) -> dict:
-    with contextlib.suppress(ValueError):
-        content = json.loads(_text(path))
-        return content if isinstance(content, dict) else {}
-    return {}
-
-
-def _rows(path: Path) -> Iterator[dict]:
-    """Without a row that a killed process has left half written."""
-    for line in _text(path).splitlines():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                yield row

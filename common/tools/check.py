@@ -15,6 +15,11 @@ from pathlib import Path
 if not __package__:  # started as a script: make the repository root importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.version import answer_version
+
+if __name__ == "__main__":  # before torch is imported
+    answer_version()
+
 import argparse
 import importlib
 import shlex

@@ -13,67 +13,32 @@ from pathlib import Path
 if not __package__:  # started as a script: make the repository root importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.version import answer_version
+
+if __name__ == "__main__":  # before torch is imported
+    answer_version()
+
 import argparse
 import contextlib
-import fcntl
-import json
 import shutil
 
 from common.args import Parser
 from common.device.exits import exit_codes
 from common.errors import InputError
 from common.record.checkpoint import read
+from common.record.files import size
 from common.record.folder import RUN_MARK
+from common.record.past import FINISHED, RUNNING, read_json, read_rows, state
 from common.record.resuming import older_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("run", "model", "preset", "data", "step", "best", "images/s", "seed", "state")
-FINISHED, RUNNING = "finished", "running"
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
     """The folders of runs, those that were moved aside included."""
     marks = {mark for folder in folders for mark in folder.rglob(RUN_MARK)}
-    return sorted(mark.parent for mark in marks if "values" in _json(mark))
-
-
-def _json(path: Path) -> dict:
-    """The object of a JSON file; none for one that is missing or was cut off."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    return {}
-
-
-def _rows(run: Path) -> list[dict]:
-    """The rows of metrics.jsonl, without one that a killed process has left half written."""
-    rows = []
-    with contextlib.suppress(OSError, ValueError):
-        rows.extend(json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return rows
-
-
-def state(run: Path, step: int) -> str:
-    """running, finished, with the reason where that was before the end, or why it ended otherwise.
-
-    step: the last one that its record has.
-    """
-    with contextlib.suppress(FileNotFoundError), open(run / ".lock", "rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return RUNNING
-        except OSError:
-            pass  # some network file systems know no locks
-    result = _json(run / "result.json")
-    if result.get("steps", -1) >= step:
-        return ": ".join(filter(None, (FINISHED, result.get("stopped_early"))))
-    lines: list[str] = []
-    with contextlib.suppress(OSError):
-        lines = (run / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
-    last = lines[-1].partition("; ")[0] if lines else ""
-    said = last.startswith(("stopped", "interrupted", "failed", "the loss", "the gradients"))
-    return last if said else "ended without a word: killed, or an error"
+    return sorted(mark.parent for mark in marks if "values" in read_json(mark))
 
 
 def seed_of(run: Path, seed: object) -> str:
@@ -86,15 +51,18 @@ def seed_of(run: Path, seed: object) -> str:
 
 def describe(run: Path) -> tuple[str, ...]:
     """A cell for each of `COLUMNS`."""
-    values, result, rows = _json(run / RUN_MARK)["values"], _json(run / "result.json"), _rows(run)
+    values, result, rows = read_json(run / RUN_MARK)["values"], read_json(run / "result.json"), list(read_rows(run))
     step = max((row.get("step", 0) for row in rows), default=0)
     best = next((row["best"] for row in reversed(rows) if row.get("best") is not None), None)
     rate = next((row["images_per_second"] for row in reversed(rows) if "images_per_second" in row), None)
+    ended = state(run, step)
+    if ended.startswith(FINISHED):  # of all its steps, and of an evaluation, which has no line of them
+        rate = result.get("images_per_second", rate)
     model = result.get("network") or values.get("arch") or "-"
     numbers = ("-" if best is None else f"{best:.4f}", "-" if rate is None else f"{rate:.2f}")
     data = str(values.get("data_path") or "-")
     preset, seed = str(values.get("preset", "-")), seed_of(run, values.get("seed", "-"))
-    return str(run), str(model), preset, data, str(step), *numbers, seed, state(run, step)
+    return str(run), str(model), preset, data, str(step), *numbers, seed, ended
 
 
 def table(runs: list[Path]) -> list[str]:
@@ -116,11 +84,6 @@ def prunable(runs: list[Path]) -> list[Path]:
                 read(run / "checkpoints" / "last.pt")
                 found += older
     return found
-
-
-def size(path: Path) -> int:
-    """Bytes of a file, or of all in a folder."""
-    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def prune(runs: list[Path]) -> None:

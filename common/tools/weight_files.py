@@ -9,11 +9,11 @@ import torch
 from common.errors import InputError
 from common.nets.backbone import torchvision_models, weight_folders
 from common.record.checkpoint import FORMAT, is_ours, load_model, read, without_training
-from common.record.environment import code_version
 from common.record.files import write_atomically
 from common.record.foreign import NAMES_OF_OURS, OtherNetwork
 from common.record.safetensors_file import SUFFIX, write_safetensors
 from common.record.tensors import check_archive
+from common.version import code_version
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = sorted(path.parent.name for path in ROOT.glob("*/train.py"))
