@@ -23,6 +23,12 @@ from common.args import FLAGS, Parser
 from common.errors import InputError
 
 SPLITS = ("train", "valid", "test")
+HERE = Path(__file__).resolve().parent
+# flag -> what the folder holds, and where the original README has it: beside this file, as the archives unpack it
+ORIGINS = {
+    "origin_data_path": ("pictures", HERE / "ISIC" / "dataset" / "ISIC2018_Task1-2_Training_Input"),
+    "origin_GT_path": ("masks", HERE / "ISIC" / "dataset" / "ISIC2018_Task1_Training_GroundTruth"),
+}
 LISTS = "split.json"  # beside the folder train: which pictures are in which split, and how that was drawn
 
 
@@ -35,13 +41,9 @@ class Target(NamedTuple):
 
 def parse(argv: list[str] | None = None):
     """The flags of the original README, and --seed and --overwrite."""
-    default, parser = Path(__file__).resolve().parent / "dataset", Parser(description=__doc__)
-    parser.add_argument(
-        "--origin_data_path", required=True, help="folder of the pictures: ISIC2018_Task1-2_Training_Input"
-    )
-    parser.add_argument(
-        "--origin_GT_path", required=True, help="folder of the masks: ISIC2018_Task1_Training_GroundTruth"
-    )
+    default, parser = HERE / "dataset", Parser(description=__doc__)
+    for flag, (what, folder) in ORIGINS.items():
+        parser.add_argument(f"--{flag}", default=folder, help=f"folder of the {what}; default: {folder}")
     for split in SPLITS:
         for flag, folder in ((f"--{split}_path", split), (f"--{split}_GT_path", f"{split}_GT")):
             parser.add_argument(flag, default=default / folder, type=Path, help=f"default: {default / folder}")
@@ -71,6 +73,9 @@ def _ratio(text: str) -> Fraction:
 
 def main(args) -> dict[str, list[str]]:
     """Draw the splits and copy their files; returns the names in each split."""
+    for flag, (what, _) in ORIGINS.items():
+        if not Path(getattr(args, flag)).is_dir():
+            raise InputError(f"no folder {getattr(args, flag)}; unpack the {what} of ISIC 2018 there, or name --{flag}")
     pairs = match(Path(args.origin_data_path), Path(args.origin_GT_path))
     targets = {split: Target(getattr(args, f"{split}_path"), getattr(args, f"{split}_GT_path")) for split in SPLITS}
     lists = targets["train"].images.parent / LISTS

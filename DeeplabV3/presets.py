@@ -60,7 +60,8 @@ PRESETS = {
     "performance_1p": {**FULL_1P, **SPEED},
     "performance_4p": {**FULL_8P, **SPEED, "devices": 4},
     "performance_8p": {**FULL_8P, **SPEED},
-    "performance_multinodes": {**FULL_8P, **SPEED, "nnodes": 2, "master_port": 23333},
+    # as in the original one machine unless --nnodes says more
+    "performance_multinodes": {**FULL_8P, **SPEED, "master_port": 23333},
     "eval_1p": {**FULL_1P, **SCORE, "checkpoint": "output/full_1p/checkpoints/best.pt"},
     "eval_8p": {**FULL_8P, **SCORE, "checkpoint": "output/full_8p/checkpoints/best.pt"},
     # mmsegmentation's own recipe: 8 images a step with synchronised batch norms, 79.09 mIoU (its model zoo).

@@ -1,7 +1,7 @@
-"""Write the table of flags into both READMEs of model folders: python ci/flag_tables.py [MODEL ...]
+"""Write the tables of presets and of flags into both READMEs of model folders: python ci/flag_tables.py [MODEL ...]
 
 Without a name it does so in all of them. The rows come from the folder's presets and from `common.flags.FLAGS`;
-ci/tests/test_docs.py compares them again. Run it after a flag, a default or a spelling has changed.
+ci/tests/test_docs.py compares them again. Run it after a flag, a value of a preset or a spelling has changed.
 """
 
 import importlib
@@ -152,6 +152,35 @@ def table(presets, meanings: dict[str, str]) -> list[str]:
     return rows
 
 
+# Presets that are nobody's recipe, and what differs between recipes without being a part of them.
+NO_RECIPES = {"quickstart", "own", "tiny", "eval_1p", "eval_8p"}
+NOT_OF_A_RECIPE = {"output_dir", "checkpoint", "master_port"}
+# shown also where all presets have the same
+ALWAYS = {"epochs", "total_steps", "device_batch_size", "lr", "scale_lr", "weight_decay"}
+
+
+def preset_table(presets, titles: tuple[str, str]) -> list[str]:
+    """The recipes side by side: the values in which they differ, those in ALWAYS, and the images of one step.
+
+    titles: what the first column, and the row of images, are called.
+    """
+    recipes = {name: values for name, values in presets.PRESETS.items() if name not in NO_RECIPES}
+    default = next(iter(recipes.values()))
+    flags = [name for topic in FLAGS.values() for name in topic if name in default and name not in NOT_OF_A_RECIPE]
+    columns = {name: [shown(values[name]) for values in recipes.values()] for name in flags}
+    images = [
+        str(values["nnodes"] * values["devices"] * values["device_batch_size"] * values["accumulate"])
+        for values in recipes.values()
+    ]
+    rows = [
+        (f"`{name}`", cells)
+        for name, cells in columns.items()
+        if len(set(cells)) > 1 or (name in ALWAYS and any(cells))
+    ]
+    head = [(titles[0], [f"`{name}`" for name in recipes]), ("---", ["---"] * len(recipes))]
+    return [f"| {' | '.join([first, *cells])} |" for first, cells in [*head, *rows, (titles[1], images)]]
+
+
 def shown(value) -> str:
     """A default as the table has it: nothing for a flag without one, on or off for a switch."""
     if value is None or value == "":
@@ -165,13 +194,21 @@ def main(folders: list[str]) -> None:
     english = {name: text for flags in FLAGS.values() for name, (_, text) in flags.items()}
     for folder in folders or sorted(path.parent.name for path in ROOT.glob("*/train.py")):
         presets = importlib.import_module(f"{folder}.presets")
-        for document, meanings in (("README.md", english), ("README.zh.md", CHINESE)):
+        for document, meanings, titles in (
+            ("README.md", english, ("preset", "images of a step")),
+            ("README.zh.md", CHINESE, ("预设", "每步图片数")),
+        ):
             path = ROOT / folder / document
             lines = path.read_text(encoding="utf-8").splitlines()
             old = [number for number, line in enumerate(lines) if line.startswith("| `--")]
             if not old or old != list(range(old[0], old[-1] + 1)):
                 sys.exit(f"{path} must hold one table whose rows begin with '| `--', to be replaced")
             lines[old[0] : old[-1] + 1] = table(presets, meanings)
+            first = next((number for number, line in enumerate(lines) if line.startswith(f"| {titles[0]} |")), None)
+            if first is None:
+                sys.exit(f"{path} must hold one table whose first line begins with '| {titles[0]} |', to be replaced")
+            last = lines.index("", first)
+            lines[first:last] = preset_table(presets, titles)
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -238,7 +238,7 @@ def _add_flag(group, name: str, kind, text: str, aliases: list[str], default, pr
         )
         group.add_argument(f"--no_{name}", dest=name, action="store_const", const=False, help=argparse.SUPPRESS)
     elif name == "distributed":
-        group.add_argument(*names, nargs="?", const=1, type=int, choices=(0, 1), dest=name, default=_DEFAULT, help=text)
+        group.add_argument(*names, nargs="?", const=1, type=kind, dest=name, default=_DEFAULT, help=text, metavar="0|1")
     elif choices or isinstance(kind, tuple):
         group.add_argument(*names, choices=choices or kind, dest=name, default=_DEFAULT, help=text)
     else:

@@ -2,6 +2,13 @@
 # It finds CANN and sets what helps today, and only what is unset. Without CANN it says so in one line, sets nothing and
 # returns 1; a script with `set -e` that goes on without an NPU adds `|| true`, as launch.sh does.
 
+# Run by `bash`, as the installing env_set.sh of an original was, it would set what ends with that bash.
+if [[ "${BASH_SOURCE[-1]}" == "$0" && "${0##*/}" == env_*.sh ]]; then
+    echo "${0##*/}: source me in the shell that trains: source ${0##*/}; to install the packages: python3 -m pip install" \
+        "-r requirements.txt" >&2
+    exit 2
+fi
+
 # Prints where CANN's set_env.sh is, newest layout first: CANN 8.5 and newer have cann/, older ones ascend-toolkit/;
 # nnae/ is the package for running only. The path that CANN's installer has written down goes before the usual ones.
 _find_cann() {

@@ -6,6 +6,7 @@ in RUN. Nothing here imports torch.
 
 from common.values import (
     amount,
+    as_number,
     count,
     device_list,
     factors,
@@ -19,6 +20,7 @@ from common.values import (
     seed,
     share,
     size,
+    steps,
     wait,
     workers,
 )
@@ -98,7 +100,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
     "schedule": {
         "epochs": (positive, "length of the training, in epochs"),
         "total_steps": (positive, "length of the training, in optimizer steps (--epochs gives it in epochs)"),
-        "max_steps": (count, "stop after so many optimizer steps of the schedule (0: at its end)"),
+        "max_steps": (steps, "stop after so many optimizer steps of the schedule (0: at its end)"),
         "device_batch_size": (positive, "training images of one device in one step"),
         "total_batch_size": (positive, "training images of one step of all devices (for --device_batch_size)"),
         "accumulate": (
@@ -153,7 +155,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "device": (("auto", "npu", "cuda", "gpu", "cpu"), "where to run; auto takes an NPU, then CUDA, then the CPU"),
         "devices": (positive, "how many devices (processes) on this machine"),
         "device_list": (device_list, "which devices, as numbers: 0,1,2,3"),
-        "distributed": (int, "1: all devices of the machine, 0: one device"),
+        "distributed": (as_number, "1: all devices of the machine, 0: one device"),
         "nnodes": (positive, "number of machines"),
         "node_rank": (count, "number of this machine, from 0"),
         "master_addr": (str, "address of machine 0"),

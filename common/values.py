@@ -22,6 +22,11 @@ def switch(text: str) -> bool:
     return known[text.lower()]
 
 
+def as_number(text: str) -> int:
+    """As `switch`: 1 or 0."""
+    return int(switch(text))
+
+
 def _at_least(kind: Callable, low: float, words: str, below: float = float("inf")) -> Callable:
     def parse(text: str):
         try:
@@ -41,6 +46,11 @@ amount = _at_least(float, 0, "a finite number of at least 0")
 seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  # what NumPy takes
 wait = _at_least(float, 1, "a number of seconds of at least 1")
 port = _at_least(int, 1, "a port from 1 to 65535", below=2**16)
+
+
+def steps(text: str) -> int:
+    """As `count`; -1 is 0: with both the originals run to the end."""
+    return 0 if text == "-1" else count(text)
 
 
 def probability(text: str) -> float:

@@ -129,7 +129,7 @@ RECIPES = [
         rates={0: (0.06,), 3500: (0.0599 * 0.5**0.9 + 1e-4,), 6999: (0.0599 * (1 / 7000) ** 0.9 + 1e-4,)},
     ),
     # test/train_performance_*.sh: max_iters=1000, evaluation.interval=10000 or --no-validate; the rate is not scaled.
-    # Machines have eight devices each; two of them as in this README, the script for several leaves it to --nnodes.
+    # The script for several machines means one without --nnodes.
     Recipe(
         **DEEPLABV3, **SPEED, preset="performance_1p", world_size=1, images_per_step=6, steps_per_epoch=495,
         schedule_steps=1000, opt_level="O1",
@@ -139,7 +139,7 @@ RECIPES = [
         **DEEPLABV3, **SPEED, preset=f"performance_{name}", world_size=devices, images_per_step=6 * devices,
         steps_per_epoch=steps, schedule_steps=1000, opt_level="O1",
         rates={0: (0.06,), 500: (0.0599 * 0.5**0.9 + 1e-4,), 999: (0.0599 * 0.001**0.9 + 1e-4,)},
-    ) for name, devices, steps in (("4p", 4, 123), ("8p", 8, 61), ("multinodes", 16, 30))),
+    ) for name, devices, steps in (("4p", 4, 123), ("8p", 8, 61), ("multinodes", 8, 61))),
     # mmsegmentation, configs/deeplabv3/deeplabv3_r50-d8_512x1024_40k_cityscapes.py: 2 images on each of four devices
     Recipe(
         **DEEPLABV3, **SCORED, preset="mmseg_4p", world_size=4, images_per_step=8, steps_per_epoch=371, opt_level=None,

@@ -2,14 +2,17 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from ci.mutations import FAULTS, line_of
-from ci.tests.folders import FOLDERS, ROOT
+from ci.tests.folders import FOLDERS, ROOT, module
+from common.flags import PATHS
 from common.tools.__main__ import commands
 
 PYTHON_FILES = sorted(
@@ -178,6 +181,25 @@ def test_files_and_functions_are_small(path):
         if isinstance(node, ast.FunctionDef):
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             assert len([name for name in names if name not in ("self", "cls")]) <= 7, node.name
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_git_ignores_what_lies_where_data_is_by_default(tmp_path):
+    """Also when it is a link to another disk, which a pattern with a slash at its end does not mean."""
+    paths = {f"{folder}/output" for folder in FOLDERS}
+    for folder in FOLDERS:
+        for values in module(folder, "presets").PRESETS.values():
+            for name in PATHS - {"checkpoint"}:
+                if values.get(name) not in (None, "", "none", "sample"):
+                    first, *more = Path(values[name]).parts
+                    paths.add(f"{folder}/test/{more[0]}" if first == "test" else f"{folder}/{first}")
+    paths |= {"AttentionUNet/ISIC", "AttentionUNet/test/backup"}
+    assert {"ICNet/data", "DynamicUNet/VOCdevkit", "AttentionUNet/test/output"} <= paths
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    command = ["git", "check-ignore", *paths]  # nothing lies there: they are taken for files, or links
+    ignored = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.split()
+    assert sorted(paths - set(ignored)) == []
 
 
 def test_each_planted_fault_has_its_one_place():

@@ -2,10 +2,12 @@
 
 import colorsys
 import json
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -640,6 +642,25 @@ def test_splits_that_cannot_work_are_refused(origin, tmp_path, capsys):
     with pytest.raises(InputError, match="1 of 10 pictures"):
         split(flags)
     assert not (tmp_path / "out").exists()
+
+
+def test_without_arguments_the_folder_of_the_original_readme_is_split(origin, tmp_path):
+    origin(10)
+    here = tmp_path / "AttentionUNet"
+    here.mkdir()
+    (tmp_path / "common").symlink_to(ROOT / "common")
+    for name in ("__init__.py", "dataset.py", "isic.py"):
+        shutil.copy(ROOT / "AttentionUNet" / name, here)
+    run = partial(subprocess.run, [sys.executable, "dataset.py"], cwd=here, capture_output=True, text=True)
+    missing = run()
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert "ISIC/dataset/ISIC2018_Task1-2_Training_Input; unpack the pictures" in missing.stderr
+    (here / "ISIC" / "dataset").mkdir(parents=True)
+    for folder in tmp_path.glob("ISIC2018_*"):
+        folder.rename(here / "ISIC" / "dataset" / folder.name)
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert len(listed(here / "dataset" / "train")) == len(listed(here / "dataset" / "train_GT")) == 7
 
 
 def test_the_tool_ends_with_one_line_for_what_cannot_work(tmp_path):

@@ -116,7 +116,7 @@ def test_abbreviations_are_refused(capsys, presets, flag):
         (["--epochs", "-3"], "'-3' is not a whole number of at least 1"),
         (["--epochs", "1.5"], "'1.5' is not a whole number of at least 1"),
         (["--epochs", "many"], "'many' is not a whole number of at least 1"),
-        (["--max_steps", "-1"], "'-1' is not a whole number of at least 0"),
+        (["--max_steps", "-2"], "'-2' is not a whole number of at least 0"),
         (["--lr", "-0.1"], "'-0.1' is not a finite number of at least 0"),
         (["--lr", "nan"], "'nan' is not a finite number of at least 0"),
         (["--lr", "inf"], "'inf' is not a finite number of at least 0"),
@@ -195,10 +195,11 @@ def test_what_is_no_size_is_refused(capsys, text):
     assert f"'{text}' is neither a number nor HEIGHTxWIDTH" in refused(capsys, icnet, f"--crop_size={text}")
 
 
-@pytest.mark.parametrize("name", "max_steps warmup_epochs node_rank save_every_steps workers".split())
+@pytest.mark.parametrize("name", "warmup_epochs node_rank save_every_steps workers".split())
 def test_counts_that_may_be_zero(capsys, name):
     assert getattr(parse_args(icnet, [f"--{name}", "0"]), name) == 0
     assert "'-1' is not a whole number of at least 0" in refused(capsys, icnet, f"--{name}", "-1")
+    assert parse_args(icnet, ["--max_steps", "0"]).max_steps == parse_args(icnet, ["--max_steps=-1"]).max_steps == 0
 
 
 def test_seeds_and_ports_have_an_end(capsys):

@@ -238,6 +238,20 @@ def sourced(tree, options="", before=":", file="common/env_npu.sh", **more):
     return dict(line.split("=", 1) for line in run.stdout.split("\0") if "=" in line), run
 
 
+@pytest.mark.parametrize("file", ["common/env_npu.sh", "Net/env_set.sh"])
+def test_started_instead_of_sourced_it_says_what_to_do(tree, tmp_path, file):
+    """The original's env_set.sh installed packages, by `bash env_set.sh`."""
+    shutil.copy(ROOT / "DeeplabV3" / "env_set.sh", tree / "Net")
+    install_cann(tmp_path / "home/Ascend/cann", "there")
+    run = subprocess.run(["bash", file], cwd=tree, env=environment(tree), capture_output=True, text=True)
+    name = Path(file).name
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == (
+        f"{name}: source me in the shell that trains: source {name}; to install the packages: python3 -m pip install "
+        "-r requirements.txt\n"
+    )
+
+
 EACH_SHELL = pytest.mark.parametrize("options", ["", "-eu", "-euo pipefail", "-fC"])
 PLACES = [
     "opt/my ascend/cann",

@@ -438,7 +438,7 @@ def test_presets_are_those_of_the_scripts():
         "performance_1p": (1000, 0.008, 6, 1, 1, 6000, False),
         "performance_4p": (1000, 0.06, 6, 4, 1, 1000, False),
         "performance_8p": (1000, 0.06, 6, 8, 1, 1000, False),
-        "performance_multinodes": (1000, 0.06, 6, 8, 2, 1000, False),
+        "performance_multinodes": (1000, 0.06, 6, 8, 1, 1000, False),
     }
     for name, values in expected.items():
         assert tuple(presets.PRESETS[name][key] for key in keys) == values, name
@@ -470,7 +470,7 @@ def test_the_addresses_of_several_machines_reach_torchrun(monkeypatch):
     for name in (launch.CHECKED, "OMP_NUM_THREADS", "HCCL_IF_IP"):
         monkeypatch.setenv(name, "1")  # is put back to what it was
     monkeypatch.delenv("HCCL_IF_IP")
-    nodes = {"preset": "performance_multinodes", "device": "cpu"}
+    nodes = {"preset": "performance_multinodes", "device": "cpu", "nnodes": 2}
     addresses = {"node_rank": 1, "local_addr": "10.0.0.2", "master_addr": "10.0.0.1"}
     launch.run_torchrun(parsed("DeeplabV3", **nodes, **addresses))
     assert os.environ["HCCL_IF_IP"] == "10.0.0.2"

@@ -18,6 +18,7 @@ import pytest
 
 import common.scores.export
 import common.scores.predict
+from ci.flag_tables import preset_table
 from ci.tests.folders import FOLDERS, ROOT, module
 from common.args import format_setting, parse_args
 from common.flags import FLAGS
@@ -326,16 +327,47 @@ def test_the_table_of_flags_is_that_of_the_presets(folder, name):
         ]
         assert spellings == ", ".join(known), flag
         value = (default[flag] or "output/<preset>") if flag == "output_dir" else default[flag]
-        if value is None or value == "":
-            assert shown == "", f"{flag} has no default"
-        elif isinstance(value, bool):
-            assert shown == ("on" if value else "off"), f"{flag} is {value}"
-        else:
-            assert re.fullmatch("`[^`]+`", shown), f"{flag}: {shown} is not in backticks"
-            read = parse(presets, [f"--{flag}={shown.strip('`')}"], f"the default of {flag}")
-            assert getattr(read, flag) == value, f"{flag} is {value}, not {shown}"
+        assert_shows(presets, flag, value, shown)
         assert meaning, f"{flag} has no meaning"
         assert name != "README.md" or meaning == MEANINGS[flag], flag
+
+
+def assert_shows(presets, flag: str, value, shown: str) -> None:
+    """A cell of a table is the value of the flag."""
+    if value is None or value == "":
+        assert shown == "", f"{flag} has no value"
+    elif isinstance(value, bool):
+        assert shown == ("on" if value else "off"), f"{flag} is {value}"
+    else:
+        assert re.fullmatch("`[^`]+`", shown), f"{flag}: {shown} is not in backticks"
+        read = parse(presets, [f"--{flag}={shown.strip('`')}"], f"the value of {flag}")
+        assert getattr(read, flag) == value, f"{flag} is {value}, not {shown}"
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_table_of_presets_is_theirs(folder, name):
+    """All recipes, whatever differs between two of them, and how many images a step of each has."""
+    presets, path = module(folder, "presets"), ROOT / folder / name
+    (table,) = (table for table in Document(path).tables if "`full_8p`" in table[0])
+    made = preset_table(presets, (table[0][0], table[-1][0]))
+    assert "\n".join(made) in path.read_text(encoding="utf-8"), "run python3 -m ci.flag_tables"
+    recipes = {name.strip("`"): presets.PRESETS[name.strip("`")] for name in table[0][1:]}
+    assert list(recipes) == [
+        name for name in presets.PRESETS if name not in ("quickstart", "own", "tiny") and not name.startswith("eval_")
+    ]
+    *rows, images = table[2:]
+    for flag, *cells in rows:
+        for values, shown in zip(recipes.values(), cells, strict=True):
+            assert_shows(presets, flag.strip("`"), values[flag.strip("`")], shown)
+    known = [flag.strip("`") for flag, *_ in rows]
+    rest = [{key: value for key, value in values.items() if key not in known} for values in recipes.values()]
+    elsewhere = {key for values in rest for key, value in values.items() if value != rest[0][key]}
+    assert elsewhere <= {"output_dir", "master_port"}
+    assert {"lr", "device_batch_size", "weight_decay"} <= set(known)
+    assert images[1:] == [
+        str(values["nnodes"] * values["devices"] * values["device_batch_size"]) for values in recipes.values()
+    ]
 
 
 @each_document
