@@ -82,6 +82,7 @@ CHINESE = {
     "eval_every_epochs": "每隔多少个 epoch 评测并保存一次检查点",
     "eval_each_epoch_from": "训练进行到这一比例之后，每个 epoch 都评测",
     "output_dir": "本次运行的目录；未给出时在模型目录下",
+    "dry_run": "打印完整的训练方案及每个值的来源，统计数据，用几个训练步测量内存和时间，然后结束；不留下任何文件",
     "config": "从以前某次运行的 `config.json` 或 {参数: 值} 的 JSON 文件取值；命令行优先于它，它优先于预设",
     "resume": "从某个 `checkpoints/last.pt` 续训；`auto` 取 `--output_dir` 中最新且完好的那个（如果有）",
     "resume_anyway": "即使数据、随机种子、学习率调度或优化器的数值与检查点的不同，也继续训练",

@@ -50,12 +50,32 @@ def main(arguments: list[str]) -> int:
     for name, (value, form) in rows.items():
         shown = "n/a" if value is None else format(value, form)
         print(f"  {name:<28}{shown:>8}{' s' if name == 'duration' else ''}")
+    if result.get("classes"):
+        print(f"  for comparison, {constant_prediction(result)}")
     overlays = sorted(pictures.rglob("*_overlay.png"))
-    print(f"\n{len(overlays)} overlays and coloured masks, for example")
+    print(f"\nCurves and examples of each evaluation: tensorboard --logdir {os.path.relpath(run / 'events', ROOT)}")
+    if (run / "report.html").is_file():
+        print(f"Report of the run: {os.path.relpath(run / 'report.html', ROOT)}")
+    print(f"{len(overlays)} overlays and coloured masks, for example")
     for path in overlays[:3]:
         print(f"  {os.path.relpath(path, ROOT)}")
-    print(f"Curves and examples of each evaluation: tensorboard --logdir {os.path.relpath(run / 'events', ROOT)}")
     return 0
+
+
+def constant_prediction(result: dict) -> str:
+    """What is scored without looking at the pictures: the most frequent class of their labels everywhere, in one line.
+
+    result: of result.json, with its table of classes. Its IoU is its share of the labelled pixels, that of every other
+    class 0; the mean is over the classes that are in the labels. Jaccard is the IoU of the last class.
+    """
+    pixels = {name: row["truth_pixels"] for name, row in result["classes"].items() if row["truth_pixels"]}
+    name = max(pixels, key=pixels.get)
+    accuracy = pixels[name] / sum(pixels.values())
+    score = {"mIoU": accuracy / len(pixels)}
+    if "jaccard" in result["scores"]:
+        score = {"jaccard": accuracy if name == list(result["classes"])[-1] else 0.0}
+    ((title, value),) = score.items()
+    return f"'{name}' everywhere: {title} {value:.3f}, pixel accuracy {accuracy:.3f}"
 
 
 def run_to_the_end(command: list, stdout: int | None = None) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from common.flags import EITHER_OR, FLAGS, OF_ONE_PROCESS, OTHERWISE_NOW, PATHS
+from common.recipe import CONFIG
 from common.values import (
     amount,
     device_list,
@@ -38,7 +39,7 @@ from common.values import (
 # What --config does not take: what a run wrote and was told once, and where it was computed. Where its data and its
 # first weights are is a part of the recipe, and so is the number of devices.
 NOT_OF_A_CONFIG = (OF_ONE_PROCESS - {"data_path", "pretrained", "load_from", "devices"}) | {
-    "given", "started", "evaluate", "resume_anyway", "seeds", "max_minutes", "prof", "prof_test",
+    "given", "origins", "started", "evaluate", "resume_anyway", "seeds", "max_minutes", "dry_run", "prof", "prof_test",
 }  # fmt: skip
 
 
@@ -89,7 +90,8 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
     presets: a folder's module with PRESETS {name: {flag: value}}, the first of which is the default, and ALIASES
     {original spelling: flag}, or {original spelling: {flag: value}} for one that stands for flags with their values.
     Ends with exit code 2 and one line for a flag or a value that is not accepted.
-    The result has also `preset` and `given`: the names of the flags that stood on the command line.
+    The result has also `preset`, `given`, the names of the flags that stood on the command line, and `origins`, where
+    others came from when not from the preset (`common.recipe`).
     """
     default = next(iter(presets.PRESETS))
     first = Parser(add_help=False)
@@ -136,10 +138,12 @@ def parse_args(presets: ModuleType, argv: list[str] | None = None, description: 
     for one, other in EITHER_OR:
         if one in args.given and other in args.given:
             parser.error(f"--{one} and --{other} say the same thing in two ways; give one of them")
+    args.origins = {}
     either = {**dict(EITHER_OR), **{other: one for one, other in EITHER_OR}}
     for name, value in _of_config(parser, chosen.config, content, presets).items():
         if getattr(args, name) is _DEFAULT and either.get(name) not in args.given:
             setattr(args, name, value)
+            args.origins[name] = CONFIG
     folder = Path(presets.__file__).resolve().parent
     for name, value in {**values, "output_dir": values["output_dir"] or f"output/{args.preset}"}.items():
         if getattr(args, name) is _DEFAULT:

@@ -214,6 +214,11 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "save_every_epochs": (count, "additional checkpoints, every so many epochs (0: with the evaluations only)"),
         "max_minutes": (amount, "save and end in order after so many minutes, with exit code 3 (0: never)"),
         "log_every_steps": (positive, "steps between two log lines"),
+        "dry_run": (
+            bool,
+            "print the recipe with where each value comes from, count the data, measure memory and time of a few "
+            "steps, and end; nothing of it is kept",
+        ),
         "prof": (bool, "after 20 steps, profile --prof_steps steps into output.prof of the output folder, and end"),
         "prof_test": (bool, "the same after 5 steps"),
         "prof_steps": (positive, "how many steps --prof and --prof_test profile"),
@@ -283,6 +288,7 @@ RUN: dict[str, object] = {
     "save_every_steps": 0,
     "max_minutes": 0.0,
     "log_every_steps": 10,
+    "dry_run": False,
     "prof": False,
     "prof_test": False,
     "prof_steps": 1,
@@ -323,8 +329,8 @@ OTHERWISE_NOW = {
     "start_step": "--prof profiles after 20 steps, --prof_test after 5",
     "stop_step": "--prof_steps says how many steps are profiled",
     "launcher": "leave it out; --devices, --nnodes and torchrun or srun start several processes",
-    "options": "there are no configuration files here; give the values as flags, see --help",
-    "cfg_options": "there are no configuration files here; give the values as flags, see --help",
+    "options": "give each value as a flag of its own, or several in a JSON file with --config",
+    "cfg_options": "give each value as a flag of its own, or several in a JSON file with --config",
     "bin_mode": "leave it out; operators are compiled as the chip needs them",
     "auto_resume": "use --resume auto",
     "gpu_id": "use --device_list",
@@ -338,6 +344,9 @@ EITHER_OR = (
 # A path in a preset starts in the model's folder; one on the command line where the user is.
 PATHS = {"data_path", "cache", "pretrained", "load_from", "checkpoint", "submission", "output_dir"}
 
+# Of the values of a run, those that are no flags but tell of them: which stood on the command line, where others came
+# from when the preset does not say so (`common.recipe`); `started` is of earlier versions.
+ABOUT_VALUES = {"preset", "given", "origins", "started"}
 # What may differ between the processes of one run: where they are, and how each of them reads.
 OF_ONE_PROCESS = PATHS | {
     "config", "resume", "workers", "cache_share", "check_data", "device", "devices", "device_list", "distributed",

@@ -83,7 +83,7 @@ class Run:
         self.length, self.images_per_step, self.device_batch_size = Length(1, 0, 0), 0, 0
         self.parts = Parts(args.accumulate)
         self.criterion: Criterion | None = None  # of --loss; None: the recipe's own loss
-        self.progress, self.resumed, self.saver, self.result = Progress(0, None, 0), None, None, None
+        self.progress, self.resumed, self.saver, self.log, self.result = Progress(0, None, 0), None, None, None, None
         self.skips = Skips(args.skip_bad)
         self.submission, self.notes = None, []  # of --submission; lines about how the run begins
         self._step: int | None = None  # 0-based, the present one

@@ -21,16 +21,9 @@ def run_seeds(args: Namespace) -> int:
     on to the run that is at work, and ends those that were to come. With --resume auto, runs that are complete are
     passed over. Raises InputError where several seeds make no sense.
     """
-    if args.evaluate:
-        raise InputError("--seeds is for training, and --evaluate trains nothing; leave one of them out")
-    if not args.validate:
-        raise InputError("--seeds compares scores, and --no_validate has none; leave one of them out")
-    if in_torchrun():
-        raise InputError("--seeds starts one run after the other; start it without torchrun or srun")
-    if args.resume not in ("", "auto"):
-        raise InputError(f"--resume {args.resume} is one run, and --seeds several; give --resume auto, or one seed")
+    check_seeds(args)
     for seed in range(args.seed, args.seed + args.seeds):
-        folder = Path(args.output_dir, f"seed-{seed}")
+        folder = folder_of_seed(args, seed)
         print(f"seed {seed}: {folder}", flush=True)
         if code := _carried_out([*sys.argv, "--seeds=1", f"--seed={seed}", f"--output_dir={folder}"]):
             return code
@@ -39,6 +32,23 @@ def run_seeds(args: Namespace) -> int:
     write_json(Path(args.output_dir, "seeds.json"), {"scores": group.scores, "means": summary})
     print(*table([group]), sep="\n", flush=True)
     return 0
+
+
+def check_seeds(args: Namespace) -> None:
+    """Raise InputError where several seeds make no sense."""
+    if args.evaluate:
+        raise InputError("--seeds is for training, and --evaluate trains nothing; leave one of them out")
+    if not args.validate:
+        raise InputError("--seeds compares scores, and --no_validate has none; leave one of them out")
+    if in_torchrun():
+        raise InputError("--seeds starts one run after the other; start it without torchrun or srun")
+    if args.resume not in ("", "auto"):
+        raise InputError(f"--resume {args.resume} is one run, and --seeds several; give --resume auto, or one seed")
+
+
+def folder_of_seed(args: Namespace, seed: int) -> Path:
+    """Where the run of one of several seeds is."""
+    return Path(args.output_dir, f"seed-{seed}")
 
 
 def _carried_out(command: list[str]) -> int:

@@ -1,8 +1,9 @@
 """How a script starts a run: checks first, then as many processes as devices are asked for."""
 
+import contextlib
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from common.data.loading import Feed, worker_count
 from common.data.pictures import Datasets
-from common.device.exits import exit_codes, lasting_output, leave
+from common.device.exits import exit_codes, lasting_output, leave, reason
 from common.device.launch import (
     in_torchrun,
     is_checked,
@@ -27,6 +28,9 @@ from common.device.slurm import adopt
 from common.device.stopping import Stop
 from common.device.watching import watch
 from common.device.world import World, find_device_type
+from common.dry_run import check_dry_run, dry_run
+from common.errors import Diverged, NotSaved, Stopped
+from common.recipe import noting_changes
 from common.record.folder import RUN_MARK
 from common.run import Build, Run
 from common.seeds import run_seeds
@@ -39,24 +43,30 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
 
     Whatever can be known to be wrong raises InputError in `build`, before other processes exist. With more than one
     device this process becomes torchrun, which starts this script again with the same arguments once per device. With
-    --seeds it starts one run after the other.
+    --seeds it starts one run after the other; with --dry_run it measures some steps, and ends.
     The exit codes are those of `common.errors.ExitCode`.
     """
     with lasting_output(), exit_codes():
         adopt(args)
-        if args.seeds > 1:
+        if args.dry_run:
+            check_dry_run(args)
+        elif args.seeds > 1:
             leave(run_seeds(args))
         alone = not in_torchrun()
-        with Stop(args.max_minutes, started(), alone).listening() as stop:
+        with Stop(0 if args.dry_run else args.max_minutes, started(), alone).listening() as stop:
             introduce(stop)
             if is_restarted(args):
                 args.resume = "auto"
             processes = process_count(args)
             run = Run(args, presets, processes, stop=stop)
-            built = run.build(build)
+            with noting_changes(args):
+                built = run.build(build)
             if not is_checked():
                 _check_machine(args, run)
             say_why(args)
+            if args.dry_run:
+                dry_run(main, run, *built)
+                return
             if processes > 1 and alone:
                 del run, built  # the processes build their own
                 run_torchrun(args)
@@ -64,7 +74,22 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
             stop.begin()
             run.join()
             watch(run.world, args.dist_timeout)
-            leave_done(main(args, run, *built))
+            with _failures_kept(run):
+                result = main(args, run, *built)
+            leave_done(result)
+
+
+@contextlib.contextmanager
+def _failures_kept(run: Run) -> Iterator[None]:
+    """Note an error that ends a run in its log: the terminal, which is told of it too, may be gone."""
+    try:
+        yield
+    except (Stopped, Diverged, NotSaved):  # the log has it
+        raise
+    except Exception as error:
+        if run.log:
+            run.log.fail(reason(error))
+        raise
 
 
 def _check_machine(args: Namespace, run: Run) -> None:

@@ -1,6 +1,7 @@
 """common/args.py: presets, flags over them, spellings, refusals and --help."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from ci.tests.folders import FOLDERS, module
 from common.args import format_value, parse_args
-from common.flags import EITHER_OR, FLAGS, RUN
+from common.flags import EITHER_OR, FLAGS, OTHERWISE_NOW, RUN
 from ICNet import presets as icnet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +152,11 @@ def test_what_is_refused_is_named_in_one_line_with_exit_code_2(capsys, presets, 
         ("--learn_rate", None),
         ("--epoch", "did you mean --epochs?"),
         ("--devicelist", "did you mean --device_list?"),
+        ("--batchsize=3", "did you mean --batch_size?"),
+        ("--profiling=CANN", "use --prof or --prof_test, and --prof_steps"),
         ("--start-step=3", "--prof profiles after 20 steps, --prof_test after 5"),
+        ("--stop_step=9", "--prof_steps says how many steps are profiled"),
+        ("--options=lr=1", "give each value as a flag of its own, or several in a JSON file with --config"),
         ("--launcher", "leave it out; --devices, --nnodes and torchrun or srun start several processes"),
         ("stray", None),
     ],
@@ -160,6 +165,15 @@ def test_a_flag_that_there_is_not_gets_a_hint_at_the_one_that_is_meant(capsys, p
     line, shown = refused(capsys, presets, word), word.replace("-", "_").replace("__", "--", 1)
     expected = f"; {shown.partition('=')[0]}: {hint}" if hint else ""
     assert line.endswith(f"error: unrecognized arguments: {shown}{expected}; see --help\n")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_hints_name_flags_that_there_are_and_no_folder_takes_what_they_are_about(folder):
+    presets = module(folder, "presets")
+    known = presets.BASE.keys() | presets.ALIASES
+    assert not known & OTHERWISE_NOW.keys()
+    named = {flag for hint in OTHERWISE_NOW.values() for flag in re.findall(r"--(\w+)", hint)}
+    assert len(named) > 5 and named <= known
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "few"])

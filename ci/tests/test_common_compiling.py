@@ -91,6 +91,34 @@ def test_blocks_are_those_that_repeat_and_those_of_layers():
     assert found == [*network[1], network[2], *network[3].stage]
 
 
+def test_methods_that_a_network_names_are_compiled_whole(monkeypatch):
+    """A stem that is no module of its own: its layers are not compiled again beside it."""
+
+    class Stem(Network):
+        compiled_methods = ("start",)
+
+        def start(self, images):
+            return torch.relu(self.first(images))
+
+        def forward(self, images):
+            return (self.last(self.stage(self.start(images))),)
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op != "placeholder"])
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    model = Stem()
+    model.first = nn.Sequential(model.first, nn.ReLU())
+    assert list(blocks_of(model)) == [*model.stage]
+    network, note = compiled(model, model, WORLD, SHAPE, nullcontext)
+    torch.compiler.reset()
+    assert note.startswith("the network is compiled") and "start" not in vars(model)
+    assert len(graphs) == 2 and "batch_norm" not in str(graphs[0]) and "conv2d" in str(graphs[0])
+
+
 def test_blocks_of_equal_shapes_are_compiled_once_and_serve_several_processes_too(monkeypatch, tmp_path):
     graphs = []
 
@@ -198,10 +226,26 @@ def test_a_recorded_network_has_the_weights_of_the_model_and_has_learnt_nothing(
     assert note == "the network's kernels are recorded, and replayed in each step"
     assert graphs == [(network, SHAPE, False)] and network is not model and network.training
     assert all(a is b for a, b in zip(network.parameters(), model.parameters(), strict=True))
-    assert all(a is b for a, b in zip(network.buffers(), model.buffers(), strict=True))
+    assert {id(buffer) for buffer in (*network.buffers(), *network.counters)} == set(map(id, model.buffers()))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_batches_are_counted_all_at_once_as_often_as_a_layer_is_used(graphs):
+    model, plain = Network(), Network()
+    for network in (model, plain):
+        network.stage.append(network.stage[0])  # used twice
+    network, _ = recorded(model, model, WORLD, SHAPE, nullcontext)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        network(torch.rand(SHAPE))
+    plain(torch.rand(SHAPE))
+    counts = [block.bn.num_batches_tracked.item() for block in model.stage]
+    assert counts == [block.bn.num_batches_tracked.item() for block in plain.stage] == [2, 1, 1, 2]
+    assert sum(event.name == "aten::add_" for event in profile.events()) <= len(
+        counts
+    )  # by foreach, on a CPU one by one
+    assert sum(event.name == "aten::_foreach_add_" for event in profile.events()) == 1
 
 
 def test_what_is_compiled_already_is_recorded_as_it_is(graphs):

@@ -48,6 +48,35 @@ def test_layout_and_type_are_kept_in_any_autocast(dtype, products):
     assert error < tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_channels_of_16_bits_are_products_on_the_way_there_too(dtype, products, monkeypatch):
+    features = torch.randn(2, resizing.MANY_CHANNELS, 5, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    expected = F.interpolate(features.double(), size=(10, 13), mode="bilinear", align_corners=True)
+    monkeypatch.setattr(resizing, "VALUES", {"cpu": "products"})
+
+    def no_kernel(*_):
+        raise AssertionError("torch's kernel")
+
+    monkeypatch.setattr(resizing, "_interpolate", no_kernel)
+    large = resize(features.requires_grad_(), (10, 13), align_corners=True)
+    assert large.dtype == dtype and large.is_contiguous(memory_format=torch.channels_last)
+    error = (large.double() - expected).abs().max() / expected.abs().max()
+    assert error < {torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    with pytest.raises(AssertionError, match="torch's kernel"):  # logits are exact
+        resize(torch.zeros(1, 5, 6, 64).permute(0, 3, 1, 2).requires_grad_(), (10, 13))
+
+
+@pytest.mark.parametrize(("size", "first"), [((4, 64), "rows"), ((64, 4), "columns")])
+def test_products_in_the_order_of_fewer_multiplications(size, first, products, monkeypatch):
+    order = []
+    for name in ("rows", "columns"):
+        product = getattr(resizing, f"_of_{name}")
+        monkeypatch.setattr(resizing, f"_of_{name}", lambda *args, p=product, n=name: (order.append(n), p(*args))[1])
+    small = torch.zeros(1, 2, size[0] // 2, size[1] // 2, requires_grad=True)
+    resize(small, size).sum().backward()
+    assert order == [first, "columns" if first == "rows" else "rows"]
+
+
 def test_a_compiler_takes_it_whole(products):
     torch.library.opcheck(resizing._resized, (torch.rand(2, 3, 4, 5, requires_grad=True), 8, 7, True))
     gradient = torch.rand(2, 3, 8, 7).contiguous(memory_format=torch.channels_last)

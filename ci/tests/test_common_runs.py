@@ -2,13 +2,14 @@
 
 import fcntl
 import io
+import json
 
 import pytest
 
 from ci.tests import small_folder
 from ci.tests.small_folder import arguments, build, main
-from common.start import carry_out
-from common.tools.runs import describe, find_runs
+from common.start import carry_out, launch
+from common.tools.runs import describe, find_runs, prunable
 from common.tools.runs import main as command
 
 
@@ -45,6 +46,38 @@ def test_each_run_has_a_line_with_how_far_it_came_and_how_it_ended(output, capsy
     with open(run / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert describe(run)[-1] == "running"
+
+
+def test_the_reason_of_an_early_end_is_told(output, tmp_path, monkeypatch, capsys):
+    run, loss, calls = tmp_path / "run", small_folder.training_loss, []
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "stopped_early": "no better score in 2 evaluations"}))
+    assert describe(run)[-1] == "finished: no better score in 2 evaluations"
+    assert run / "checkpoints" / "last-7.pt" in prunable([run])
+
+    def failing(*pair):
+        calls.append(pair)
+        if len(calls) > 2:
+            raise RuntimeError("out of memory:\na page about it")
+        return loss(*pair)
+
+    monkeypatch.setattr(small_folder, "training_loss", failing)
+    with pytest.raises(SystemExit) as end:
+        launch(main, build, arguments(tmp_path / "broken"), small_folder)
+    assert end.value.code == 1 and "failed after" not in capsys.readouterr().out
+    (tmp_path / "broken" / ".lock").unlink()  # a process that has ended holds it no more
+    expected = "failed after step 2: out of memory (out of memory: a page about it)"
+    assert describe(tmp_path / "broken")[-1] == expected
+
+
+def test_a_run_of_several_seeds_names_the_others(tmp_path):
+    for seed in (9, 10):
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "config.json").write_text(json.dumps({"values": {"seed": seed}}))
+    (tmp_path / "seed-11").mkdir()  # not begun
+    assert describe(tmp_path / "seed-10")[-2] == "10 of 9, 10"
+    (tmp_path / "seed-10").rename(tmp_path / "alone")
+    assert describe(tmp_path / "alone")[-2] == "10" and describe(tmp_path / "seed-9")[-2] == "9"
 
 
 @pytest.mark.parametrize("answer, deleted", [("y\n", True), ("n\n", False), ("", False)])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,11 +22,12 @@ import torch
 
 from ci.tests.folders import FOLDERS, ROOT, built, carry_out, command_line, module, parsed
 from ci.tests.runs import assert_same_state, forked, in_two_processes, last_checkpoint, metric_rows
-from common import IGNORE_INDEX
+from common import IGNORE_INDEX, dry_run
 from common.args import parse_args
 from common.errors import Diverged, InputError
 from common.samples.layout import draw
 from common.start import launch
+from common.tools.complexity import complexity
 
 # The flags of each original README and of its scripts, with a value, and what they mean here.
 ORIGINAL_FLAGS = {
@@ -555,6 +557,29 @@ def test_a_checkpoint_that_is_missing_is_refused_before_the_labels_are_opened(fo
     with pytest.raises(InputError, match="no checkpoint .*nowhere.pt"):
         built(folder, **given, resume=tmp_path / "nowhere.pt")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_measures_and_leaves_nothing(folder, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dry_run, "SECONDS", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in data(folder).rglob("*")}
+    args = parsed(folder, **flags_of(folder, data, tmp_path / "run", dry_run=1, deterministic=0))
+    script, presets = module(folder, "train"), module(folder, "presets")
+    launch(script.main, script.build, args, presets)
+    assert {path: path.stat().st_mtime_ns for path in data(folder).rglob("*")} == before
+    assert not list(tmp_path.glob("segmentation-zoo-*")) and not (tmp_path / "run").exists()
+    said = capsys.readouterr().out
+    lines = dict(line.split(maxsplit=1) for line in said.splitlines() if not line.startswith(" ") and " " in line)
+    assert lines["data"].startswith("8 for training, 3 for validation")
+    assert lines["steps"].startswith(f"{STEPS // EPOCHS} per epoch, {STEPS} in all ({EPOCHS} epochs), each of 2 ")
+    size = (args.image_size,) * 2 if "image_size" in args else args.crop_size
+    tensors, gigaflops = complexity(build, {"folder": folder}, size)
+    assert lines["network"].startswith(f"{tensors:,} parameters; {gigaflops / 1e9:,.1f} GFLOPs for an image of ")
+    assert lines["measured"].startswith("3 steps in float32 with the data loader (--workers 0), after 1 of warm-up, on")
+    assert {"speed", "memory", "time"} <= lines.keys() and "nothing was written to" in lines["dry"]
+    origins = dict(re.findall(r"^  --(\w+) .*  (\S.*)$", said, re.MULTILINE))
+    expected = {"epochs": "command line", "lr": "preset tiny", "clip_norm": "default"}
+    assert {name: origins[name] for name in expected} == expected
 
 
 # ---- the command line

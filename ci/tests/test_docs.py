@@ -9,7 +9,7 @@ import shlex
 import sys
 import unicodedata
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -376,7 +376,13 @@ def alternatives(word: str) -> list[str]:
     return [flag + equals + value for value in values.split("|")]
 
 
-def accepts(folder: str, argv: tuple[str, ...]) -> bool:
+def without_files(argv: Iterable[str]) -> list[str]:
+    """The words but for a file that the parser would read: it is the reader's own."""
+    return [word for word in argv if not word.startswith("--config=")]
+
+
+def accepts(folder: str, argv: Iterable[str]) -> bool:
+    argv = without_files(argv)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         parse_args(module(folder, "presets"), list(argv))
         return True
@@ -413,7 +419,7 @@ def script_of(folder: Path, before: str, word: str) -> Path | None:
 
 def check_arguments(script: Path, argv: list[str], line: str) -> None:
     """Let the parser that would read the arguments of the script read them."""
-    name, owner = script.name, script.parent
+    name, owner, argv = script.name, script.parent, without_files(argv)
     if owner == ROOT / "common" / "tools" and name in ("benchmark.py", "cache.py"):
         parse(None, argv, line, lambda _, argv: PARSERS[name](argv))
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.quickstart import run_to_the_end
+from ci.quickstart import constant_prediction, run_to_the_end
 from ci.tests.folders import ROOT
 
 
@@ -254,3 +254,11 @@ def test_ctrl_c_leaves_the_last_word_to_the_training(tmp_path):
 @pytest.mark.parametrize("end, code", [("exit 0", 0), ("exit 2", 2), ("kill -KILL $$", 137), ("kill -INT $$", 130)])
 def test_the_exit_code_is_the_one_that_a_shell_would_see(end, code):
     assert run_to_the_end(["bash", "-c", end]) == code
+
+
+@pytest.mark.parametrize("score, said", [("miou", "mIoU 0.300, pixel accuracy 0.600"), ("jaccard", "jaccard 0.000, ")])
+def test_the_quickstart_shows_what_one_class_everywhere_scores(score, said):
+    """Of 10 labelled pixels 6 are road: IoU 0.6 and 0 of the two classes there are; the third one is nowhere."""
+    classes = {name: {"truth_pixels": pixels} for name, pixels in (("road", 6), ("rail", 0), ("car", 4))}
+    line = constant_prediction({"scores": [score], "classes": classes})
+    assert line.startswith(f"'road' everywhere: {said}")

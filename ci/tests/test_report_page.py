@@ -10,7 +10,6 @@ from PIL import Image
 
 from ci.tests import small_folder
 from ci.tests.small_folder import arguments, build, main
-from common.report.reading import read_record
 from common.start import carry_out
 from common.tools.report import main as command
 
@@ -79,14 +78,8 @@ def test_the_page_has_the_numbers_of_the_run_and_nothing_from_elsewhere(run, cap
     assert f"{result['images_per_second']:.2f}" in page.text and "finished" in page.text
     assert EVIL in page.text and f"{result['classes'][EVIL]['truth_pixels']:,}" in page.text
     assert "worst: IoU 0.1250" in page.text and 'width="1600"' in (run / "report.html").read_text()
-    origins = {name: origin for rows in _recipe(run).values() for name, _, origin in rows}
-    assert origins["lr"] == "command line" and origins["epochs"] == "preset default"
-
-
-def _recipe(run):
-    from common.report.page import recipe
-
-    return recipe(read_record(run))
+    for row in ("--lr0.25command line", "--epochs2preset default", "--accumulate1default"):
+        assert row in page.text, row
 
 
 def test_two_runs_are_compared(run, tmp_path):

@@ -124,6 +124,13 @@ def _in_words(error: Exception) -> tuple[str, int]:
     return "", ExitCode.FAILED
 
 
+def reason(error: Exception) -> str:
+    """Why an error ends a program, in a line: what a user is told of it, or the beginning of what Python says."""
+    text, _ = _in_words(error)
+    said = " ".join(str(error).split())[:ERROR_LETTERS]
+    return text.removeprefix("error: ").removeprefix("stopped: ") or f"{type(error).__name__}: {said}"
+
+
 def _end_of_communication(error: Exception, said: str) -> str:
     """What happened between the processes, where that is what an error tells; '' otherwise."""
     if re.search("Connection (closed|reset|refused)|Broken pipe|remote process exited", said):

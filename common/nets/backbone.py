@@ -125,9 +125,17 @@ class ResNet(nn.Module):
             block.conv1 = _convolution(third, block.conv1.out_channels, kernel_size=1)
             block.downsample[0] = _convolution(third, block.downsample[0].out_channels, kernel_size=1)
 
+    # What a compiler takes whole (`common.step.compiling`): a module around the layers of the stem would put its name
+    # in front of those in the published files.
+    compiled_methods = ("stem", "pooled_stem")
+
     def stem(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] -> [B, stem width, H/2, W/2], before the max pooling."""
         return self.relu(self.bn1(self.conv1(images)))
+
+    def pooled_stem(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> [B, stem width, H/4, W/4]."""
+        return self.maxpool(self.stem(images))
 
     def forward(self, images: Tensor, stages: int = 4) -> list[Tensor]:
         """images [B, 3, H, W] -> the outputs of layer1, layer2 ... as far as `stages`.
@@ -135,7 +143,7 @@ class ResNet(nn.Module):
         Without dilation: [B, 256, H/4, W/4], [B, 512, H/8, W/8], [B, 1024, H/16, W/16], [B, 2048, H/32, W/32] (a
         quarter of these channels for resnet18 and resnet34); sides are rounded up.
         """
-        features = self.maxpool(self.stem(images))  # [B, 3, H, W] -> [B, stem width, H/4, W/4]
+        features = self.pooled_stem(images)
         outputs = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:stages]:
             features = stage(features)

@@ -25,5 +25,5 @@ SAME_RUN = OF_ONE_PROCESS | {
     "evaluate", "new_head", "eval_split", "max_minutes", "seeds", "stop_after",
     "eval_every_epochs", "eval_every_steps", "eval_each_epoch_from",
     "resume_anyway", "skip_bad", "keep", "dist_timeout", "save_every_minutes", "save_every_steps", "save_every_epochs",
-    "log_every_steps", "prof", "prof_test", "prof_steps",
+    "log_every_steps", "dry_run", "prof", "prof_test", "prof_steps",
 }  # fmt: skip

@@ -33,7 +33,7 @@ def check_output_dir(output_dir: str | Path, continues: bool = False) -> None:
         )
     if path.exists() and not continues and not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"--output_dir {path}: the run in it cannot be moved aside, {path.parent} is not writable")
-    if path.exists():
+    if (path / ".lock").exists():  # else nobody holds it, and a check leaves nothing behind
         _take_lock(path, fcntl.LOCK_SH).close()  # refuses a folder that another run is writing to
 
 

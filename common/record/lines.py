@@ -22,7 +22,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """A line in the file and on the terminal."""
-        self._keep(line)
+        self.keep(line)
         if self._bar is None:
             self._print(line)
         else:
@@ -31,7 +31,7 @@ class Lines:
 
     def report(self, line: str, short: str) -> None:
         """A line about the progress: where there is a bar, the terminal gets the `short` one behind it."""
-        self._keep(line)
+        self.keep(line)
         if self._bar is None:
             self._print(line)
         else:
@@ -51,9 +51,10 @@ class Lines:
         print(line, flush=True)
         if self._is_read and not getattr(sys.stdout, "is_read", True):  # see `common.device.exits.Lasting`
             self._is_read = False
-            self._keep("nobody reads the output any more (a closed pipe): from here on lines are in this file alone")
+            self.keep("nobody reads the output any more (a closed pipe): from here on lines are in this file alone")
 
-    def _keep(self, line: str) -> None:
+    def keep(self, line: str) -> None:
+        """A line in the file alone."""
         try:
             self._file.append(line + "\n")
             self._is_full = False

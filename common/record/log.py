@@ -178,7 +178,7 @@ class RunLog:
             f"epoch {row['epoch']}/{math.ceil(total_steps / self.course.steps_per_epoch)}  "
             f"step {self.step}/{total_steps}  loss {self.loss:.4f}  lr {row['lr']:.6f}  "
             f"{rate:.2f} images/s  data wait {row['data_wait_share']:.0%}  {memory} memory {memory_gib:.2f} GiB  "
-            f"ETA {_clock((total_steps - self.step) * images_per_step / rate)}"
+            f"ETA {clock((total_steps - self.step) * images_per_step / rate)}"
         )
         if row.get("skipped_steps"):
             line += f"  loss scale {row['loss_scale']:g}  skipped {row['skipped_steps']}"
@@ -307,6 +307,11 @@ class RunLog:
             self.say(f"{done}; {go_on}" if self.course.total_steps else f"{reason}; give the same command again")
             self._close()
 
+    def fail(self, reason: str) -> None:
+        """Keep in train.log why the run ends, of which the terminal is told by whoever ends the process."""
+        if self.world.is_main:
+            self._lines.keep(f"failed after step {self.step}: {reason}")
+
     def _close(self) -> None:
         self._numbers.close()
         self._lock.close()
@@ -335,6 +340,7 @@ class RunLog:
         self.say(f"{self._case}: {devices}, {what}; output in {self.output_dir}")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours:minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

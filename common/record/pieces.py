@@ -8,7 +8,7 @@ from pathlib import Path
 from common.record.files import finite, write_json
 from common.record.folder import RUN_MARK
 
-OF_ONE_PIECE = {"given", "resume", "started"}  # what differs between pieces of the same run anyway
+OF_ONE_PIECE = {"given", "origins", "resume", "started"}  # what differs between pieces of the same run anyway
 
 
 def add_piece(output_dir: Path, first_step: int, values: dict, environment: dict, continues: bool) -> dict:

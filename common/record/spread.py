@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import InputError
-from common.flags import OF_ONE_PROCESS
+from common.flags import ABOUT_VALUES, OF_ONE_PROCESS
 from common.record.folder import RUN_MARK
 
 # What may differ between runs of one group, and is no part of a recipe.
-NO_RECIPE = OF_ONE_PROCESS | {"preset", "given", "started", "seed", "seeds"}
+NO_RECIPE = OF_ONE_PROCESS | ABOUT_VALUES | {"seed", "seeds", "dry_run"}
 BEYOND = 2.0  # standard errors of a difference, from which on it is called more than chance
 
 

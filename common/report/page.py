@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.args import format_value
 from common.errors import InputError
-from common.flags import FLAGS
+from common.recipe import recipe
 from common.record.files import write_atomically
 from common.record.numbers import NO_CURVES
 from common.record.spread import Group, in_words, means, recipe_differences
@@ -57,23 +57,9 @@ def run_page(record: Record) -> str:
         matrix=matrix,
         examples=examples,
         first_batch=first_batch,
-        recipe=recipe(record),
+        recipe=recipe(record.values),
         log=record.lines[-MOST_LINES:],
     )
-
-
-def recipe(record: Record) -> dict[str, list[tuple[str, str, str]]]:
-    """topic -> (flag, value, where the value came from); what no topic of the flags names is under 'others'."""
-    given = record.values.get("given")
-    preset = f"preset {record.values.get('preset')}"
-    topics = {name: topic for topic, flags in FLAGS.items() for name in flags}
-    rows: dict[str, list[tuple[str, str, str]]] = {topic: [] for topic in FLAGS}
-    for name, value in record.values.items():
-        if name in ("given", "preset", "started"):
-            continue
-        origin = "not recorded" if given is None else "command line" if name in given else preset
-        rows.setdefault(topics.get(name, "others"), []).append((name, format_value(value), origin))
-    return {topic: found for topic, found in rows.items() if found}
 
 
 def _charts(records: dict[str, Record]) -> list[Chart]:

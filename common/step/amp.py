@@ -153,11 +153,7 @@ class Amp:
         """Backward, optimizer step unless a gradient is not finite, and gradients set to none."""
         mark("backward")
         self.scaler.scale(loss).backward()
-        for half, master in self.masters:
-            if master.grad is not None and half.grad is not None:
-                master.grad.copy_(half.grad)  # it may be a part of a tensor that the optimizer owns
-            else:
-                master.grad = None if half.grad is None else half.grad.float()
+        self._give_gradients_to_masters()
         self.scaler.unscale_(self.optimizer)
         overflow = sum(self.scaler._found_inf_per_device(self.optimizer).values())
         if self.clip_norm:
@@ -180,6 +176,17 @@ class Amp:
     def evaluated(self) -> nn.Module:
         """The network that an evaluation scores: the average where there is one."""
         return self.average.model if self.average else self.model
+
+    def _give_gradients_to_masters(self) -> None:
+        """In float32, all in a few launches."""
+        for half, master in self.masters:
+            if half.grad is None:
+                master.grad = None
+            elif master.grad is None:  # else it may be a part of a tensor that the optimizer owns
+                master.grad = torch.empty_like(master)
+        pairs = [(master.grad, half.grad) for half, master in self.masters if half.grad is not None]
+        if pairs:
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
     @property
     def is_dynamic(self) -> bool:

@@ -40,10 +40,11 @@ def compiled(
     started = time.perf_counter()
     try:
         with _nothing_learnt(model, world):
-            twin = twin_of(model)
+            images = _images(world, shape)
+            twin = _counting_at_once(twin_of(model), images, autocast)
             _compile_blocks(twin)  # torch refuses by itself on a Python that is too new for it
             with autocast():
-                outputs = twin(_images(world, shape))
+                outputs = twin(images)
             sum(output.float().sum() for output in outputs).backward()
         seconds = time.perf_counter() - started
         return twin, f"the network is compiled, in {seconds:.0f} s; {folder} keeps the result for the next run"
@@ -64,8 +65,9 @@ def recorded(
         return network, "--cuda_graph is for one device, and is left out: gradients are exchanged on the way back"
     try:
         with _nothing_learnt(model, world):
-            recording = twin_of(model) if network is model else network
-            recording = cuda.record(recording, _images(world, shape), autocast)
+            images = _images(world, shape)
+            recording = _counting_at_once(twin_of(model), images, autocast) if network is model else network
+            recording = cuda.record(recording, images, autocast)
         return recording, "the network's kernels are recorded, and replayed in each step"
     except Exception as error:  # of an operator that cannot be recorded, for example
         return network, f"--cuda_graph failed; training goes on without it: {_reason(error)}"
@@ -94,6 +96,35 @@ def twin_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).train()
 
 
+def _counting_at_once(network: nn.Module, images: Tensor, autocast: Autocast) -> nn.Module:
+    """The network, whose batch norms no longer count their batches one by one: a tenth of the kernels of a ResNet."""
+    norms = [
+        module
+        for module in network.modules()
+        if type(module) is nn.BatchNorm2d and module.num_batches_tracked is not None and module.momentum is not None
+    ]
+    return _CountingAtOnce(network, norms, images, autocast) if norms else network
+
+
+class _CountingAtOnce(nn.Module):
+    """Raises the counters of all `norms` together, by what a forward pass of `images` adds to each."""
+
+    def __init__(self, network: nn.Module, norms: Sequence[nn.BatchNorm2d], images: Tensor, autocast: Autocast):
+        super().__init__()
+        self.network = network
+        self.counters = [norm.num_batches_tracked for norm in norms]
+        before = torch.stack(self.counters)
+        with torch.no_grad(), autocast():
+            network(images)
+        self.uses = (torch.stack(self.counters) - before).tolist()  # two where a layer is used twice
+        for norm in norms:
+            norm.num_batches_tracked = None
+
+    def forward(self, images: Tensor) -> object:
+        torch._foreach_add_(self.counters, self.uses)
+        return self.network(images)
+
+
 def _images(world: World, shape: Sequence[int]) -> Tensor:
     return torch.zeros(*shape, device=world.device).contiguous(memory_format=world.memory_format)
 
@@ -102,8 +133,10 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
     """The outermost modules that are worth compiling by themselves.
 
     They are those of a class that occurs more than once, and those of layers alone: a residual block, a convolution
-    with its batch norm and activation, a level of a decoder.
+    with its batch norm and activation, a level of a decoder. A module that names `compiled_methods` runs its own layers
+    in these.
     """
+    has_methods = hasattr(model, "compiled_methods")
     uses = collections.Counter(type(module) for module in model.modules())
 
     def is_block(module: nn.Module) -> bool:
@@ -115,19 +148,23 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
 
     for child in model.children():
         if is_block(child):
-            yield child
+            if not has_methods:
+                yield child
         else:
             yield from blocks_of(child)
 
 
 def _compile_blocks(network: nn.Module) -> None:
-    """Have the blocks compiled when they run for the first time."""
+    """Have the blocks and the methods that a module names compiled when they run for the first time."""
     import torch._dynamo.config as config
 
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # the name until torch 2.6
     setattr(config, name, max(FORMS, getattr(config, name)))
     for block in list(blocks_of(network)):
         block.compile(dynamic=False)
+    for module in network.modules():
+        for method in getattr(module, "compiled_methods", ()):
+            setattr(module, method, torch.compile(getattr(module, method), dynamic=False))
 
 
 def _keep_between_runs() -> Path:

@@ -4,7 +4,6 @@
 
 Operations are those of one image of the training size through the network as it predicts (no auxiliary heads), counted
 by torch.utils.flop_counter: two for each multiplication with addition, in convolutions and matrix products alone.
-Nothing is computed: the network lives on the meta device.
 """
 
 import sys
@@ -15,8 +14,11 @@ if not __package__:  # started as a script: make the repository root importable
 
 import importlib
 import inspect
+import itertools
 
 import torch
+from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.args import Parser
@@ -27,11 +29,34 @@ ROOT = Path(__file__).resolve().parents[2]
 def complexity(build_model, options: dict, size: tuple[int, int]) -> tuple[int, int]:
     """(parameters, operations for one image of `size` (height, width)) of build_model(**options)."""
     with torch.device("meta"):
-        model = build_model(**options).eval()
-        images = torch.zeros(1, 3, *size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
+        model = build_model(**options)
+    return parameters(model), operations(model, size)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def operations(model: nn.Module, size: tuple[int, int], training: bool = False) -> int:
+    """Operations for one image of `size` (height, width): a prediction; in training, forward with auxiliary heads and
+    backward.
+
+    Nothing is computed, and the network stays as it is: tensors of the meta device stand in for its own.
+    """
+    images = 2 if training else 1  # batch norm over one value alone is refused
+    own = itertools.chain(model.named_parameters(), model.named_buffers())
+    tensors = {name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad) for name, tensor in own}
+    was_training = model.training
+    model.train(training)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+            outputs = functional_call(model, tensors, torch.zeros(images, 3, *size, device="meta"))
+            if training:
+                sum(output.sum() for output in outputs).backward()
+    finally:
+        model.train(was_training)
+    return counter.get_total_flops() // images
 
 
 def complexity_of(name: str) -> tuple[tuple[int, int], int, int]:

@@ -7,7 +7,8 @@ matrix products alone.
 import re
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+from common.tools.complexity import operations
 
 # Device name -> precision -> peak rate in TFLOP/s without sparsity, as the manufacturer states it; fp16 and bf16 with
 # sums in float32. Sources: NVIDIA's data sheets of the A100 (2021), H100 (2023), H200 (2024), L40S (2023) and V100
@@ -37,15 +38,7 @@ def peak_tflops(device_name: str, precision: str) -> float | None:
     return None
 
 
-def training_operations(build_model, options: dict, size: tuple[int, int]) -> float:
-    """Operations of a training step for one image of `size` (height, width): forward with auxiliary heads, backward.
-
-    Nothing is computed: the network lives on the meta device.
-    """
-    images_counted = 2  # batch norm over one value alone is refused
+def training_operations(build_model, options: dict, size: tuple[int, int]) -> int:
+    """Operations of a training step for one image of `size` (height, width): forward with auxiliary heads, backward."""
     with torch.device("meta"):
-        model = build_model(**options).train()
-        images = torch.zeros(images_counted, 3, *size)
-    with FlopCounterMode(display=False) as counter:
-        sum(output.sum() for output in model(images)).backward()
-    return counter.get_total_flops() / images_counted
+        return operations(build_model(**options), size, training=True)

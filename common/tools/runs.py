@@ -27,7 +27,7 @@ from common.record.folder import RUN_MARK
 from common.record.resuming import older_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = ("run", "model", "preset", "data", "step", "best", "images/s", "state")
+COLUMNS = ("run", "model", "preset", "data", "step", "best", "images/s", "seed", "state")
 FINISHED, RUNNING = "finished", "running"
 
 
@@ -54,7 +54,10 @@ def _rows(run: Path) -> list[dict]:
 
 
 def state(run: Path, step: int) -> str:
-    """running, finished, or why it ended. step: the last one that its record has."""
+    """running, finished, with the reason where that was before the end, or why it ended otherwise.
+
+    step: the last one that its record has.
+    """
     with contextlib.suppress(FileNotFoundError), open(run / ".lock", "rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -62,14 +65,23 @@ def state(run: Path, step: int) -> str:
             return RUNNING
         except OSError:
             pass  # some network file systems know no locks
-    if _json(run / "result.json").get("steps", -1) >= step:
-        return FINISHED
+    result = _json(run / "result.json")
+    if result.get("steps", -1) >= step:
+        return ": ".join(filter(None, (FINISHED, result.get("stopped_early"))))
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = (run / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
     last = lines[-1].partition("; ")[0] if lines else ""
-    said = last.startswith(("stopped", "interrupted", "the loss", "the gradients"))
+    said = last.startswith(("stopped", "interrupted", "failed", "the loss", "the gradients"))
     return last if said else "ended without a word: killed, or an error"
+
+
+def seed_of(run: Path, seed: object) -> str:
+    """The seed of a run; of one of several (--seeds), with those that have been started so far."""
+    numbers = (mark.parent.name.removeprefix("seed-") for mark in run.parent.glob(f"seed-*/{RUN_MARK}"))
+    others = sorted(int(number) for number in numbers if number.isdigit())
+    is_one_of_several = run.name == f"seed-{seed}" and len(others) > 1
+    return f"{seed} of {', '.join(map(str, others))}" if is_one_of_several else str(seed)
 
 
 def describe(run: Path) -> tuple[str, ...]:
@@ -81,7 +93,8 @@ def describe(run: Path) -> tuple[str, ...]:
     model = result.get("network") or values.get("arch") or "-"
     numbers = ("-" if best is None else f"{best:.4f}", "-" if rate is None else f"{rate:.2f}")
     data = str(values.get("data_path") or "-")
-    return str(run), str(model), str(values.get("preset", "-")), data, str(step), *numbers, state(run, step)
+    preset, seed = str(values.get("preset", "-")), seed_of(run, values.get("seed", "-"))
+    return str(run), str(model), preset, data, str(step), *numbers, seed, state(run, step)
 
 
 def table(runs: list[Path]) -> list[str]:
@@ -98,7 +111,7 @@ def prunable(runs: list[Path]) -> list[Path]:
         ended = describe(run)[-1]
         if ended != RUNNING and run.parent.name == "backup":
             found.append(run)
-        elif ended == FINISHED and (older := list(older_checkpoints(run / "checkpoints").values())):
+        elif ended.startswith(FINISHED) and (older := list(older_checkpoints(run / "checkpoints").values())):
             with contextlib.suppress(InputError):  # a last.pt that is not whole: the older ones are needed
                 read(run / "checkpoints" / "last.pt")
                 found += older
