@@ -72,10 +72,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (path, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),
         "load_from": (path, "start from the weights of a checkpoint, ours or the reference's"),
-        "freeze": (
-            frozen,
-            "what is not trained: backbone (the encoder and its statistics), bn (all batch norms), backbone,bn or none",
-        ),
+        "freeze": (frozen, "what is not trained: backbone, bn (all batch norms), backbone,bn or none"),
         "new_head": (
             bool,
             "with --load_from: other weights than the classifiers', which begin at random: for new classes",
@@ -125,11 +122,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
         "beta2": (share, "Adam's decay of the mean of squared gradients"),
         "weight_decay": (amount, "L2 penalty on all weights"),
         "norm_decay": (bool, "the weight decay is also of biases and of the scales and shifts of norms"),
-        "ema": (
-            share,
-            "score and keep as best.pt a moving average of the weights with this decay, such as 0.999 (0: the weights "
-            "themselves)",
-        ),
+        "ema": (share, "decay of a moving average of the weights, which is scored and kept as best.pt (0: without)"),
         "clip_norm": (amount, "scale the gradients of a step down to this norm, of all of them together (0: never)"),
     },
     "precision": {
@@ -171,10 +164,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
             bool,
             "images and features with the channels of a pixel side by side; default: on for CPU and CUDA, off for NPU",
         ),
-        "checkpoint_activations": (
-            bool,
-            "keep less for the way back and compute it again there: less memory for slower steps",
-        ),
+        "checkpoint_activations": (bool, "compute features again for the gradients: less memory, slower steps"),
         "compile": (bool, "compile the blocks of the network for training (torch.compile)"),
         "cuda_graph": (bool, "record the network's kernels and replay them in each step; for one CUDA device"),
     },

@@ -73,7 +73,7 @@ def test_an_update_does_not_wait_for_the_device_and_a_step_without_average_does_
 
 
 @pytest.mark.parametrize("flags", [{}, {"amp": 1, "opt_level": "O2", "amp_dtype": "bf16", "accumulate": 2}])
-def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, flags):
+def test_a_run_with_an_average_continues_bit_for_bit(tmp_path, flags):
     flags = {**EMA, **flags, "device_batch_size": 2 // flags.get("accumulate", 1)}
     whole(tmp_path / "whole", **flags)
     whole(tmp_path / "run", **flags, max_steps=4)

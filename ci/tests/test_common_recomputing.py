@@ -82,8 +82,8 @@ def as_one_of_two(output_dir: Path, flags: dict) -> None:
     os._exit(0)  # nobody waits for the other's end
 
 
-def test_runs_are_equal_with_it_and_without_in_one_process_and_in_two(tmp_path):
-    """In half precision and in parts; with batch norms over both processes."""
+def test_runs_that_compute_blocks_again_are_equal_bit_for_bit(tmp_path):
+    """In half precision and in parts; in two processes, with batch norms over both."""
     flags = {"amp": 1, "opt_level": "O2", "amp_dtype": "bf16", "device_batch_size": 1, "accumulate": 2}
     for wanted in (0, 1):
         args = arguments(tmp_path / f"one_{wanted}", checkpoint_activations=wanted, validate=0, **flags)

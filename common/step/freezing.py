@@ -1,8 +1,9 @@
 """--freeze: parts of a network that a training leaves as they are.
 
 `backbone`: the pretrained encoder, for a small data set or as the first part of a fine-tuning. `bn`: every batch norm
-computes with the statistics that were loaded, and keeps them with its scale and shift: those of a few images are worse
-("Fast R-CNN", arXiv:1504.08083, and detectron2's FrozenBatchNorm2d do so for one or two images per device).
+computes with the statistics that were loaded, and keeps them with its scale and shift, where a step has too few images
+for statistics of its own: "Deep Residual Learning" (arXiv:1512.03385, appendix A) fixes them so for detection,
+"Rethinking Atrous Convolution" (arXiv:1706.05587, 4.1) in the second half of its training.
 """
 
 from torch import nn
