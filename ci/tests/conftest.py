@@ -18,6 +18,11 @@ os.environ["NO_REPORT"] = "1"
 CITIES = ("aachen", "zurich")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compiles comes last: its threads are in the way of a process that is forked afterwards and trains."""
+    items.sort(key=lambda item: item.path.name == "test_common_compiling.py")
+
+
 @pytest.fixture(autouse=True)
 def ask_about_npus_anew() -> None:
     """A process asks once whether an NPU can be used; each test has plugins of its own."""
