@@ -320,6 +320,11 @@ DATA = [
           "        self.scaler.unscale_(self.optimizer)\n        overflow",
           "        self.clip_norm and nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)\n"
           "        self.scaler.unscale_(self.optimizer)\n        overflow", "test_common_amp.py"),
+    Fault("common/step/amp.py", "a run that does not clip takes the norm of its gradients all the same",
+          "        if self.clip_norm:\n", "        if self.clip_norm is not None:\n", "test_option_costs.py"),
+    Fault("common/step/accumulating.py", "a step of one part is added up and divided all the same",
+          "        if self.number == 1:\n            amp", "        if self.number == 0:\n            amp",
+          "test_option_costs.py"),
     Fault("common/record/spread.py", "a difference within the spread is called beyond it",
           "> BEYOND * error", "> error", "test_common_spread.py"),
     Fault("common/seeds.py", "a run that fails does not end the others",
