@@ -1,10 +1,11 @@
 """Watches the operators of a computation for what an accelerator could not do, or only by waiting for it."""
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from common.tools.operators import Launched
 
 
-class Operators(TorchDispatchMode):
+class Operators(Launched):
     """`names`: the operators that ran, without their overloads; `unwanted`: what is wrong with them, in words.
 
     `launched`: how many of them do something on a device, which views do not.
@@ -14,13 +15,16 @@ class Operators(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.names, self.unwanted, self.launched = set(), [], 0
+        self.names, self.unwanted = set(), []
+
+    @property
+    def launched(self) -> int:
+        return self.counts.total()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         name = operator.name().removeprefix("aten::")
         self.names.add(name.split(".")[0])
-        self.launched += not operator.is_view
-        result = operator(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(operator, types, args, kwargs)
         if name.startswith(self.WAITING):
             self.unwanted.append(f"{name} depends on values")
         if name.startswith("upsample") and any(isinstance(argument, float) for argument in args):

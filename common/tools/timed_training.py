@@ -20,12 +20,14 @@ from common.data.order import StepRange
 from common.device.world import World, seed_step, synchronize
 from common.run import Run
 from common.step.amp import DTYPES
+from common.tools.operators import Launched
 from common.tools.peak import training_operations
 from common.tools.plain import plain_training
 from common.tools.timing import Folder, Held, facts, figure, held, ratio, timed, utilisation
 
 FOREVER = 1_000_000  # steps: no epoch ends while a training is timed
 BATCHES_OF_NOISE = 4  # that a training is fed in turn
+COUNTED = 2  # steps whose operators are counted: of two in a row one has no line of the log
 
 
 def benchmark_train(folder: Folder, own: Namespace) -> dict:
@@ -49,7 +51,8 @@ def benchmark_train(folder: Folder, own: Namespace) -> dict:
 def _training_values(folder: Folder, own: Namespace) -> Namespace:
     """The values of a run that trains for so many steps, starts from nothing and takes no score."""
     args = folder.args
-    steps = own.warmup + own.steps + 1  # the last one writes a checkpoint, and is not timed
+    # the last one writes a checkpoint, and is not timed
+    steps = own.warmup + COUNTED + own.steps + 1
     changes = {
         "max_steps": steps,
         "total_steps": FOREVER,
@@ -82,6 +85,7 @@ class _TrainingClock:
         self.held: dict[str, Held] = {}
         self.data_wait_share = 0.0
         self.recorded = False  # with --cuda_graph
+        self.launched: list[int] = []  # operators in each of COUNTED steps
 
     def feed(self, dataset, todo: StepRange, world: World, workers: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Takes the place of `common.data.loading.batches`. One repetition is `block` steps."""
@@ -109,6 +113,7 @@ class _TrainingClock:
         self._measure_memory("ours")
         yield from items(own.warmup - 1)
         self._measure_memory("ours", ends=True)
+        yield from self._counted(items(COUNTED))
         plain = {} if own.loader or not own.plain else self._plain_forms(noise)
         waits.clear()
         for done in range(own.block, own.steps + 1, own.block):
@@ -124,6 +129,16 @@ class _TrainingClock:
                 self.held[f"after {done} steps"] = held()
         self.data_wait_share = sum(waits) / sum(self.ours)
         yield from items(1)
+
+    def _counted(self, items: Iterator) -> Iterator:
+        """The same items, with the operators counted of what is done with each of them."""
+        for item in items:
+            if self.folder.args.compile or self.folder.args.cuda_graph:  # they launch what they have made of these
+                yield item
+            else:
+                with Launched() as launched:
+                    yield item
+                self.launched.append(launched.counts.total())
 
     def _plain_forms(self, noise: list[tuple[Tensor, Tensor]]) -> dict[str, Iterator[Tensor]]:
         """The step in float32 and, beside mixed precision, under autocast."""
@@ -180,6 +195,8 @@ class _TrainingClock:
             "figures": figures,
             "held": {when: there._asdict() for when, there in self.held.items()},
         }
+        if self.launched:
+            result["operators_per_step"] = min(self.launched)
         if self.plain:
             figures |= {name: figure(seconds, images) for name, seconds in self.plain.items()}
             result["ratios"] = {f"{name} / ours": ratio(seconds, self.ours) for name, seconds in self.plain.items()}

@@ -7,13 +7,16 @@ import sys
 import pytest
 import torch
 
-from ci.tests.folders import ROOT, module
+from ci.tests.folders import ROOT, command_line, module
 from ci.tests.npu.test_runs import RUNS
 from ci.tests.runs import last_checkpoint, metric_rows
 from ci.tests.test_contract import data, train  # noqa: F401  a fixture among them
+from common import dry_run
+from common.args import parse_args
 from common.data.loading import _stream_beside
 from common.device.world import Modes, setup
 from common.errors import InputError
+from common.start import launch
 
 FOLDER = "AttentionUNet"
 
@@ -40,6 +43,17 @@ def test_auto_is_the_npu(npu):
     with pytest.raises(InputError, match="device_list"):
         setup("npu", device_list=[99])
     npu.set_device(0)
+
+
+def test_a_dry_run_measures_on_the_device(npu, data, tmp_path, monkeypatch, capsys):  # noqa: F811  as below
+    for name, value in {"SECONDS": 0, "WARMUP_STEPS_OF_OTHERS": 1, "STEPS_OF_OTHERS": 2}.items():
+        monkeypatch.setattr(dry_run, name, value)
+    words = command_line(preset="tiny", device="npu", workers=0, data_path=data(FOLDER), output_dir=tmp_path / "run")
+    script, presets = module(FOLDER, "train"), module(FOLDER, "presets")
+    launch(script.main, script.build, parse_args(presets, [*words, "--dry_run"]), presets)
+    said = capsys.readouterr().out
+    assert "2 steps in fp16 (O2) with the data loader (--workers 0), after 1 of warm-up, on one Ascend" in said
+    assert "GiB, device" in said and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("what", ["train", "evaluate", "predict"])
