@@ -16,11 +16,11 @@ if not __package__:  # started as a script: make the repository root importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from tqdm import tqdm
 
 from AttentionUNet.isic import MASK_ENDING, Pair, first, is_picture, match
 from common.args import FLAGS, Parser
 from common.errors import InputError
+from common.terminal import progress
 
 SPLITS = ("train", "valid", "test")
 HERE = Path(__file__).resolve().parent
@@ -99,7 +99,7 @@ def main(args) -> dict[str, list[str]]:
     gone = set(old) - set(copies.values())
     for path in gone:
         remove(path)
-    for source, copy in tqdm(copies.items(), unit="file", disable=not sys.stderr.isatty()):
+    for source, copy in progress(copies.items(), "copying", len(copies), "file"):
         write_atomically(copy, partial(shutil.copyfile, source))
     for folder in {path.parent for path in gone}:
         with suppress(OSError):  # there are files in it

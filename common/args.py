@@ -21,6 +21,7 @@ from types import ModuleType
 
 from common.flags import EITHER_OR, FLAGS, OF_ONE_PROCESS, OTHERWISE_NOW, PATHS
 from common.recipe import CONFIG
+from common.terminal import marked
 from common.values import (
     amount,
     device_list,
@@ -82,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message and (meant := self._meant(unknown)):
             message += f"; {meant}"
-        print(f"{self.prog}: error: {self.reads}{message}; see --help", file=sys.stderr)
+        print(marked(f"{self.prog}: error: {self.reads}{message}; see --help", sys.stderr), file=sys.stderr)
         sys.exit(2)
 
     def _meant(self, unknown: str) -> str:

@@ -1,6 +1,9 @@
 """Data that several test files need."""
 
+import fcntl
 import os
+import struct
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +59,27 @@ def tiny_cityscapes(tmp_path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 150 columns with colours: the file to write to, and a function that reads what it shows."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+    os.set_blocking(ours, False)
+    screen = os.fdopen(theirs, "w")
+
+    def shown() -> str:
+        screen.flush()
+        text = b""
+        while True:
+            try:
+                text += os.read(ours, 65536)
+            except BlockingIOError:
+                return text.decode()
+
+    yield screen, shown
+    screen.close()
+    os.close(ours)

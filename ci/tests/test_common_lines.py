@@ -1,37 +1,9 @@
 """common/record/lines.py: what people read of a run, with and without a terminal."""
 
-import fcntl
-import os
 import re
-import struct
 import sys
-import termios
-
-import pytest
 
 from ci.tests.logged import METRIC, open_log, train, whole_run
-
-
-@pytest.fixture
-def terminal():
-    """A terminal of 150 columns: the file to write to, and a function that reads what it shows."""
-    ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
-    os.set_blocking(ours, False)
-    screen = os.fdopen(theirs, "w")
-
-    def shown() -> str:
-        screen.flush()
-        text = b""
-        while True:
-            try:
-                text += os.read(ours, 65536)
-            except BlockingIOError:
-                return text.decode()
-
-    yield screen, shown
-    screen.close()
-    os.close(ours)
 
 
 def test_a_terminal_shows_a_bar_with_rate_loss_learning_rate_and_time_left(tmp_path, monkeypatch, terminal, capsys):

@@ -91,9 +91,9 @@ def test_a_run_writes_its_files(tmp_path, clock, capsys):
     written = scalars(folder)
     assert [written["train/loss", step] for step in (1, 2, 3, 4)] == [3.0, 2.0, 0.5, 0.5]
     assert [row["resident_memory_gib"] for row in rows(folder, "train")] == [0.75] * 4
-    assert {written[f"train/{name}", 4] for name in ("images_per_second", "data_wait_share")} == {8.0, 0.0}
-    assert written["train/resident_memory_gib", 4] == 0.75
-    assert (written["eval/miou", 2], written["eval_class_iou/road", 2]) == (0.25, 0.5)
+    assert {written[f"speed/{name}", 4] for name in ("images_per_second", "data_wait_share")} == {8.0, 0.0}
+    assert written["speed/resident_memory_gib", 4] == 0.75
+    assert (written["eval/miou", 2], written["iou/road", 2]) == (0.25, 0.5)
     pictures = [v.image for e in events(folder) for v in e.summary.value if v.image.height]
     assert [(picture.height, picture.width) for picture in pictures] == [(4, 6)]
 

@@ -177,7 +177,7 @@ def test_a_killed_run_has_its_curves_and_pictures_on_the_disk(tmp_path):
     log.eval(METRIC)
     assert {("train/loss", 1), ("train/loss", 2), ("eval/miou", 2)} <= set(scalars(tmp_path / "run"))
     log.pictures([np.zeros((2, 3, 3), np.uint8)])
-    assert ("eval/example_0", 2) in points(tmp_path / "run")
+    assert ("examples/0", 2) in points(tmp_path / "run")
 
 
 def test_curves_that_are_missing_are_added_from_the_rows_and_no_others(tmp_path, clock):

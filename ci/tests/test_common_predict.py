@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.data.pictures import DatasetInfo
 from common.errors import InputError
-from common.scores.drawing import LEGEND_ROW, colour, overlay, panel
+from common.scores.drawing import LEGEND_ROW, colour, for_cards, overlay, panel
 from common.scores.predict import find_images, parse_predict_args, predict, result_names
 
 PALETTE = [(10, 20, 30), (40, 50, 60), (255, 0, 1)]
@@ -102,6 +102,14 @@ def test_a_panel_shows_picture_truth_and_prediction_from_left_to_right():
     got = panel(image, np.array([[0], [255]]), np.array([[1], [2]]), PALETTE)
     assert got.dtype == np.uint8
     assert got.tolist() == [[[99] * 3, [10, 20, 30], [40, 50, 60]], [[99] * 3, [224, 224, 192], [255, 0, 1]]]
+
+
+@pytest.mark.parametrize("height, width, shape", [(4, 6, (12, 6)), (6, 4, (6, 12)), (10, 2050, (12, 684))])
+def test_a_card_has_the_parts_of_a_wide_panel_below_each_other_and_not_larger_than_it_shows(height, width, shape):
+    parts = [np.full((height, width, 3), value, np.uint8) for value in (10, 20, 30)]
+    card = for_cards(np.concatenate(parts, axis=1))
+    along = np.split(card, 3, axis=0 if width > height else 1)
+    assert card.shape == (*shape, 3) and [part.mean() for part in along] == [10, 20, 30]
 
 
 # ---- images

@@ -18,6 +18,7 @@ from common.data.pictures import DatasetInfo, Datasets, LabelledPictures, Source
 from common.device.world import World
 from common.errors import InputError
 from common.scores.metrics import BinaryScores
+from common.terminal import progress
 
 FOLDER = "folder"  # of --dataset
 
@@ -64,7 +65,7 @@ def _scanned(pairs: Sequence[Pair], root: str | Path) -> Classes:
             return error
 
     with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
-        seen = list(pool.map(look, pairs))
+        seen = list(progress(pool.map(look, pairs), "looking for classes", len(pairs), "mask"))
     readable = [found for found in seen if not isinstance(found, InputError)]
     if not readable:
         raise seen[0]

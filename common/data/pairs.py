@@ -14,6 +14,7 @@ from common.data.decode import check_header, check_single, check_sizes, orientat
 from common.data.labels import LabelKind, class_counts
 from common.data.transforms import Crop, cut_label
 from common.errors import UNREADABLE, InputError
+from common.terminal import progress
 
 RULES = 2  # of reading; raise it when files are read to other values than before, so that caches are not believed
 CHECKING_THREADS = 32  # Pillow decodes without the interpreter's lock
@@ -139,7 +140,7 @@ def _checked(
 
     checked, bad = [], []
     with ThreadPoolExecutor(max_workers=min(CHECKING_THREADS, os.cpu_count() or 1)) as pool:
-        for found in pool.map(look, pairs):
+        for found in progress(pool.map(look, pairs), "checking labels", len(pairs), "file"):
             (bad if isinstance(found, InputError) else checked).append(found)
             if len(bad) > most_bad:
                 pool.shutdown(cancel_futures=True)

@@ -17,6 +17,7 @@ from common.data.labels import THRESHOLD, LabelKind, MaskFiles, class_counts
 from common.data.pairs import CHECKING_THREADS, PairReader
 from common.data.pictures import LabelledPictures
 from common.errors import InputError
+from common.terminal import progress
 
 SOFT_SHARE = 0.01  # of the pixels of a mask that are neither black nor white, from which on it is said
 FEW_CLASSES_SHARE = 0.5  # of the labels that hold one class alone, from which on it is said
@@ -84,7 +85,8 @@ def survey(dataset: LabelledPictures, split: str) -> Survey:
     """Read every pair of a data set whole; nothing is raised for what is wrong with one."""
     read = dataset.read.read if isinstance(dataset.read, CachedReader) else dataset.read
     with ThreadPoolExecutor(min(CHECKING_THREADS, os.cpu_count() or 1)) as pool:  # decoders free the interpreter's lock
-        looks = tuple(pool.map(lambda pair: look_at(pair, read), dataset.pairs))
+        looks = pool.map(lambda pair: look_at(pair, read), dataset.pairs)
+        looks = tuple(progress(looks, f"reading {split}", len(dataset.pairs), "pair"))
     info = dataset.info
     return Survey(looks, tuple(info.class_names), tuple(info.official_counts.get(split, ())), dataset.note)
 

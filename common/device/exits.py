@@ -15,6 +15,7 @@ import torch.distributed as dist
 from common.device.relay import exit_code_of_stop
 from common.device.watching import lost_process
 from common.errors import Diverged, ExitCode, Failed, InputError, NotSaved, Stopped
+from common.terminal import marked
 
 ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
 
@@ -76,7 +77,7 @@ def exit_codes():
         with _not_ended():
             text, code = _in_words(error)
             if text:
-                print(f"{name}: {text}", file=sys.stderr)
+                print(marked(f"{name}: {text}", sys.stderr), file=sys.stderr)
             else:
                 traceback.print_exc()
         leave(code)

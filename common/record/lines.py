@@ -1,12 +1,12 @@
 """What people read of a run while it works: lines on the terminal and in a file, and a progress bar."""
 
-import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common.record.files import Appended
+from common.terminal import has_room, marked
 
 
 class Lines:
@@ -15,9 +15,7 @@ class Lines:
     def __init__(self, path: Path, first_step: int, total_steps: int):
         self._file, self._is_full = Appended(path), False
         self._bar, self._is_read = None, True
-        # a terminal that tells no width (some remote shells) has no room for a bar: it gets the lines
-        wide = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-        if wide and total_steps > first_step:
+        if has_room(sys.stderr) and total_steps > first_step:  # else it gets the lines
             self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.1)
 
     def say(self, line: str) -> None:
@@ -26,7 +24,7 @@ class Lines:
         if self._bar is None:
             self._print(line)
         else:
-            tqdm.write(line, file=sys.stdout)
+            tqdm.write(marked(line, sys.stdout), file=sys.stdout)
             sys.stdout.flush()
 
     def report(self, line: str, short: str) -> None:
@@ -48,7 +46,7 @@ class Lines:
             self._bar.close()
 
     def _print(self, line: str) -> None:
-        print(line, flush=True)
+        print(marked(line, sys.stdout), flush=True)
         if self._is_read and not getattr(sys.stdout, "is_read", True):  # see `common.device.exits.Lasting`
             self._is_read = False
             self.keep("nobody reads the output any more (a closed pipe): from here on lines are in this file alone")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.record.files import Appended, finite, write_atomically
+from common.scores.drawing import for_cards
 
 METRICS, EVENTS = "metrics.jsonl", "events"
 NO_CURVES = {  # the names in a row that are neither losses nor scores
@@ -27,6 +28,7 @@ NO_CURVES = {  # the names in a row that are neither losses nor scores
     "elapsed_seconds",
     "rated",
 }
+SPEED = {"images_per_second", "data_wait_share", "device_memory_gib", "resident_memory_gib"}  # curves of a group apart
 
 
 class Before(NamedTuple):
@@ -80,13 +82,16 @@ class Numbers:
                 self._add_curves(row)
 
     def pictures(self, panels: list[np.ndarray], step: int) -> None:
-        """Pictures [H, W, 3] uint8. Raises OSError where the disk takes no more: then there are none of this step."""
+        """Panels [H, 3 W, 3] uint8 of `drawing.panel`.
+
+        Raises OSError where the disk takes no more: then there are none of this step.
+        """
         with self._writing():
             if self._events is None:  # the next row begins another file
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
             for index, panel in enumerate(panels):
-                name = f"eval/example_{index}"
-                self._write(step, summary=self._summary.image(name, panel, dataformats="HWC"))
+                name = f"examples/{index}"  # curves are in other groups
+                self._write(step, summary=self._summary.image(name, for_cards(panel), dataformats="HWC"))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -128,9 +133,17 @@ class Numbers:
 
 
 def curves(row: dict) -> Iterator[tuple[str, float]]:
-    """(curve, value) of a row of metrics.jsonl; what is not a finite number has no point."""
-    values = {f"{row['kind']}/{name}": value for name, value in row.items() if name not in NO_CURVES}
-    values |= {f"eval_class_iou/{name}": value for name, value in row.get("class_iou", {}).items()}
+    """(curve, value) of a row of metrics.jsonl; what is not a finite number has no point.
+
+    TensorBoard makes groups of what stands before a /, of which it opens the first two: eval, examples (the pictures),
+    iou, speed, train.
+    """
+    values = {
+        f"{'speed' if name in SPEED else row['kind']}/{name.removeprefix('eval_')}": value
+        for name, value in row.items()
+        if name not in NO_CURVES
+    }
+    values |= {f"iou/{name}": value for name, value in row.get("class_iou", {}).items()}
     for name, value in values.items():
         if value is not None and math.isfinite(value):
             yield name, value

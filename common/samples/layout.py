@@ -20,6 +20,7 @@ from common.errors import InputError
 from common.samples.lesion import draw_lesion
 from common.samples.objects import draw_objects
 from common.samples.street import draw_scene
+from common.terminal import progress
 
 STAMP = "sample.json"  # in the root of a sample: the arguments it was drawn with
 CITIES = {"train": ("ahornau", "erlenthal", "fichtenried", "weidenfurt"), "val": ("lindenmark", "ulmenhain")}
@@ -180,12 +181,12 @@ def _draw(layout: Layout, root: Path, counts: dict[str, int], size: tuple[int, i
     names = [name for split, count in counts.items() for i in range(count) for name in layout.names(split, i)]
 
     def write(folder: Path) -> None:
-        for number, (split, count) in enumerate(counts.items()):
-            for index in range(count):
-                rng = np.random.Generator(np.random.PCG64([seed, number, index]))
-                images = layout.draw(size, rng, index)
-                for name, image in zip(layout.names(split, index), images, strict=True):
-                    _save(image, folder / name)
+        drawn = [(number, split, index) for number, split in enumerate(counts) for index in range(counts[split])]
+        for number, split, index in progress(drawn, "drawing the sample", len(drawn), "picture"):
+            rng = np.random.Generator(np.random.PCG64([seed, number, index]))
+            images = layout.draw(size, rng, index)
+            for name, image in zip(layout.names(split, index), images, strict=True):
+                _save(image, folder / name)
         for name, text in lists.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)

@@ -11,6 +11,7 @@ Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 
 VOID_COLOURS = ((224, 224, 192), (255, 0, 255), (0, 255, 255))  # the first is PASCAL VOC's, for the border of objects
 LEGEND_ROW, LEGEND_COLUMN = 16, 200  # pixels of one entry
+CARD = 1024  # pixels of the widest part of a panel in a card
 SEEN_SHARE = 0.0005  # of the pixels, below which a class is not in a legend: 0.1 % would be rounded up
 
 
@@ -48,6 +49,18 @@ def overlay(image: np.ndarray, colours: np.ndarray, strength: float = 0.55) -> n
 def panel(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:
     """Image, truth and prediction side by side: [H, 3 W, 3] uint8."""
     return np.concatenate([image, colour(target, palette), colour(prediction, palette)], axis=1)
+
+
+def for_cards(panel: np.ndarray) -> np.ndarray:
+    """A `panel` for the narrow cards of TensorBoard: what is wider than high comes below each other.
+
+    panel: [H, 3 W, 3] uint8. Returns [3 h, w, 3] or [h, 3 w, 3]; parts wider than CARD pixels are made smaller.
+    """
+    height, width = panel.shape[0], panel.shape[1] // 3
+    parts = np.split(panel, 3, axis=1)
+    if (factor := -(-width // CARD)) > 1:
+        parts = [np.asarray(Image.fromarray(part).reduce(factor)) for part in parts]
+    return np.concatenate(parts, axis=0 if width > height else 1)
 
 
 def shares(class_ids: np.ndarray) -> dict[int, float]:

@@ -23,6 +23,7 @@ from common.scores.drawing import panel
 from common.scores.images import ImageScores
 from common.scores.metrics import Metric, class_ids
 from common.scores.views import Views
+from common.terminal import progress
 
 # cuDNN tries all kernels for each new shape of a convolution. That pays where all pictures have one size, and the last
 # batch another; for a data set of many sizes it would be done for each batch.
@@ -79,8 +80,11 @@ def evaluate(
     share_buffers(model, how.world)
     searches, shapes = torch.backends.cudnn.benchmark, set()
     network, said, shape = how.network(model), "", None
-    batches = eval_batches(dataset, how.batch_size, how.world, how.workers)
-    for batch, target, indices in _readable(batches, how.orders):
+    batches = _readable(eval_batches(dataset, how.batch_size, how.world, how.workers), how.orders)
+    if how.world.is_main:  # the others keep step with it
+        pictures = how.world.size
+        batches = progress(batches, "evaluating", len(dataset), "picture", lambda batch: pictures * len(batch[2]))
+    for batch, target, indices in batches:
         mark("evaluate")
         shapes.add(batch.shape)
         torch.backends.cudnn.benchmark = searches and len(shapes) <= SEARCHED_SHAPES

@@ -19,6 +19,7 @@ from common.errors import InputError
 from common.record.files import write_json
 from common.record.origin import fingerprint
 from common.step.criteria import Criterion, PixelOptions
+from common.terminal import progress
 from common.values import loss_terms
 
 WEIGHTED = ("ce", "ohem", "focal")  # sums over pixels; the others take the classes one by one anyway
@@ -110,7 +111,8 @@ def _count(dataset: LabelledPictures, read: PairReader) -> np.ndarray:
         return class_counts(kind, kind.read(pair[1], read.exif).values)
 
     with ThreadPoolExecutor(min(CHECKING_THREADS, os.cpu_count() or 1)) as pool:  # decoders free the interpreter's lock
-        return sum(pool.map(count, dataset.pairs), np.zeros(256, np.int64))
+        counts = progress(pool.map(count, dataset.pairs), "counting the classes", len(dataset.pairs), "file")
+        return sum(counts, np.zeros(256, np.int64))
 
 
 def _cache_folder() -> Path:

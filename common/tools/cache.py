@@ -23,13 +23,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tqdm import tqdm
-
 from common.args import Parser, parse_args
 from common.data.cache import SUFFIX, CachedReader, check_cache
 from common.device.cores import cpu_cores
 from common.device.exits import exit_codes
 from common.errors import InputError
+from common.terminal import progress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +52,7 @@ def fill(datasets: list, workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:  # decoders and file systems work without the interpreter's lock
         try:
             kept = pool.map(lambda job: keep(*job), missing)
-            for _ in tqdm(kept, "decoding", len(missing), unit="picture", disable=not missing):
+            for _ in progress(kept, "decoding", len(missing), "picture"):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)

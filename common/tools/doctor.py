@@ -19,6 +19,7 @@ import json
 from argparse import Namespace
 
 from common.args import Parser
+from common.terminal import marked
 from common.tools.doctor_devices import devices, training_step
 from common.tools.doctor_machine import machine, variables
 from common.tools.doctor_packages import ascend, imported, packages
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         result = {"ready": ready, "device": kind, "verdict": verdict, **vars(report)}
         Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(verdict, flush=True)
+    print(marked(verdict, sys.stdout), flush=True)
     return 0 if ready else 1
 
 

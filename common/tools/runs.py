@@ -30,6 +30,7 @@ from common.record.files import size
 from common.record.folder import RUN_MARK
 from common.record.past import FINISHED, RUNNING, read_json, read_rows, state
 from common.record.resuming import older_checkpoints
+from common.terminal import GREEN, RED, painted
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("run", "model", "preset", "data", "step", "best", "images/s", "seed", "state")
@@ -69,7 +70,12 @@ def table(runs: list[Path]) -> list[str]:
     """A line for each run, below the names of the columns."""
     rows = [COLUMNS, *map(describe, runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = []
+    for *cells, ended in rows:
+        colour = GREEN if ended.startswith(FINISHED) else None if ended in (RUNNING, COLUMNS[-1]) else RED
+        last = painted(ended, colour, sys.stdout) if colour else ended
+        lines.append("  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)), last]))
+    return lines
 
 
 def prunable(runs: list[Path]) -> list[Path]:

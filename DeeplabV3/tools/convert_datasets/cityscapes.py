@@ -19,7 +19,6 @@ if not __package__:  # started as a script: make the repository root importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from common import IGNORE_INDEX
 from common.args import Parser
@@ -27,6 +26,7 @@ from common.data.cityscapes import LABEL_IDS, LABELS
 from common.data.labels import read_label
 from common.errors import InputError
 from common.record.files import write_atomically
+from common.terminal import progress
 
 SPLITS = ("train", "val", "test")
 SOURCES = ("_labelIds.png", "_polygons.json")  # the first that a picture has is taken
@@ -55,12 +55,12 @@ def convert(root: Path, gt_dir: str = "gtFine", out_dir: Path | None = None, pro
         raise InputError(f"--out_dir {lists_dir} cannot be made ({error.strerror}); give a folder") from error
     todo = [path for paths in sources.values() for stem, path in paths.items() if not target_of(stem).exists()]
     if processes == 1:
-        for path in progress(todo):
+        for path in progress(todo, "converting", len(todo), "file"):
             convert_file(path)
     else:
         with ProcessPoolExecutor(processes, initializer=_start_worker) as pool:
             try:
-                for _ in progress(pool.map(convert_file, todo), len(todo)):
+                for _ in progress(pool.map(convert_file, todo), "converting", len(todo), "file"):
                     pass
             except BrokenProcessPool as error:
                 raise InputError(
@@ -89,11 +89,6 @@ def find_sources(folder: Path) -> dict[Path, Path]:
 
 def target_of(stem: Path) -> Path:
     return Path(f"{stem}{TARGET}")
-
-
-def progress(items, total: int | None = None):
-    """A progress bar on a terminal."""
-    return tqdm(items, total=total, unit=" files", disable=None)
 
 
 def convert_file(source: Path) -> None:
