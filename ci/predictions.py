@@ -17,7 +17,7 @@ def median_example(run: Path) -> Image.Image:
     """What the last evaluation of a run left in examples/ (`common.scores.gallery`), scaled to WIDTH."""
     found = sorted(run.glob("examples/median_*.png"))
     if not found:
-        sys.exit(f"{run} holds no examples/median_*.png; name the folder of a finished run, such as a quickstart's")
+        sys.exit(f"{run} holds no examples/median_*.png; name a finished run, such as that of a quickstart")
     picture = Image.open(found[0]).convert("RGB")
     return picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
 

@@ -16,7 +16,7 @@ def test_the_median_examples_stand_one_below_the_other(tmp_path):
     sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
     assert sheet.size == (WIDTH, 150 + GAP + 300)
     assert sheet.getpixel((5, 149)) == (200, 0, 0) and sheet.getpixel((899, 150 + GAP)) == (0, 0, 200)
-    with pytest.raises(SystemExit, match="name the folder of a finished run"):
+    with pytest.raises(SystemExit, match="name a finished run"):
         main([str(tmp_path)], tmp_path / "sheet.png")
 
 
