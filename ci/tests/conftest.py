@@ -1,13 +1,14 @@
 """Data that several test files need."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ci.tests.narrow import narrow_networks
 from common.device import npu
 
 # The tensors of the tests are tiny: one thread is fastest, and two test processes do not wait for each other.
@@ -20,6 +21,13 @@ CITIES = ("aachen", "zurich")
 def ask_about_npus_anew() -> None:
     """A process asks once whether an NPU can be used; each test has plugins of its own."""
     npu.problem.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """The networks that are built in this process have a quarter of their channels; see `narrow_networks`."""
+    with narrow_networks():
+        yield
 
 
 @pytest.fixture

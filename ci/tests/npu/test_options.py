@@ -17,7 +17,7 @@ from common.errors import InputError
 
 FOLDER = "AttentionUNet"
 
-pytestmark = pytest.mark.usefixtures("npu")
+pytestmark = pytest.mark.usefixtures("npu", "narrow")
 
 
 def test_the_device_is_set_up_for_ready_made_kernels(npu, monkeypatch):
