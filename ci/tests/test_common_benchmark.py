@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from ci.tests.common_workers import world
 from ci.tests.folders import FOLDERS, ROOT, carry_out, module
+from ci.tests.runs import as_if_started
 from common.errors import InputError
 from common.record.log import RunLog
 from common.samples.layout import draw
@@ -325,8 +325,8 @@ def test_a_wrong_flag_is_refused_in_one_line(argv, words, capsys):
 def test_input_that_cannot_be_timed_is_refused_in_one_line():
     with pytest.raises(InputError, match="^--input /nowhere.png: no such file[^\n]*$"):
         main(["predict", "--model=ICNet", "--input=/nowhere.png"])
-    command = [sys.executable, "-m", "common.tools.benchmark", "data", "--model=ICNet", "--data_path=/nowhere"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    script = ROOT / "common" / "tools" / "benchmark.py"
+    done = as_if_started(script, "data", "--model=ICNet", "--data_path=/nowhere")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no folder /nowhere" in done.stderr, done.stderr
 
 
