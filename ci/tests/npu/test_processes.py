@@ -211,18 +211,11 @@ def start(script: Path, environment: dict[str, str], words: list[str]) -> str:
     return done.stdout
 
 
-def test_the_script_of_the_full_training(machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run")
+def test_the_script_of_the_full_training_takes_the_npu_by_itself(machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
+    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run", device="auto")
     text = start(ROOT / SCRIPTED / "test" / "train_full_1p.sh", machine, words)
     assert "1 x Ascend910B3" in text
     assert_same_training(tmp_path / "run", on_the_cpu(SCRIPTED), devices=1)
-
-
-def test_the_script_of_the_performance_run(machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run")
-    text = start(ROOT / SCRIPTED / "test" / "train_performance_1p.sh", machine, words)
-    assert "1 x Ascend910B3" in text
-    assert_same_steps(tmp_path / "run", on_the_cpu(SCRIPTED))
 
 
 def test_the_script_of_several_npus_starts_a_process_on_each(machine, data, two_processes, tmp_path):  # noqa: F811  the fixture that is imported
@@ -248,23 +241,3 @@ def test_torch_loads_the_plugin_by_itself():
         environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": autoload}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert done.stdout.strip() == shown, done.stderr
-
-
-def test_auto_takes_the_npu(data, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of("AttentionUNet", data("AttentionUNet"), tmp_path / "run", max_steps=1, device="auto", validate=0)
-    done = subprocess.run(
-        [sys.executable, ROOT / "AttentionUNet" / "train.py", "--preset=tiny", *words], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 x Ascend910B3" in done.stdout
-
-
-def test_a_plugin_without_devices_is_one_line_of_error(data, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of("AttentionUNet", data("AttentionUNet"), tmp_path / "run", max_steps=1)
-    done = subprocess.run(
-        [sys.executable, ROOT / "AttentionUNet" / "train.py", "--preset=tiny", *words],
-        capture_output=True, text=True, env={**os.environ, "SIMULATED_NPU_DEVICES": "0"},
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "torch_npu sees no device" in done.stderr
