@@ -4,13 +4,14 @@ import fcntl
 import os
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ci.tests.narrow import narrow_networks
 from common.device import npu
 
 # The tensors of the tests are tiny: one thread is fastest, and two test processes do not wait for each other.
@@ -30,6 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def ask_about_npus_anew() -> None:
     """A process asks once whether an NPU can be used; each test has plugins of its own."""
     npu.problem.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """The networks that are built in this process have a quarter of their channels; see `narrow_networks`."""
+    with narrow_networks():
+        yield
 
 
 @pytest.fixture

@@ -4,9 +4,14 @@ import contextlib
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -41,6 +46,44 @@ def in_two_processes(folder: Path, function: Callable, *arguments, **options) ->
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0], "\n".join(file.read_text() for file in files)
+
+
+def as_if_started(script: Path, *words, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+    """What a script prints and its exit code, in a copy of this process, which saves it seconds of imports.
+
+    environment: all of its variables, PYTHONPATH among them; None: those of this process. That the script finds what it
+    imports is not shown: here all of it can be imported.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+        child = os.fork()
+        if child == 0:
+            os._exit(_code_of(script, [str(word) for word in words], environment, out.fileno(), error.fileno()))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0)
+        error.seek(0)
+        return subprocess.CompletedProcess([script, *words], code, out.read(), error.read())
+
+
+def _code_of(script: Path, words: list[str], environment: Mapping[str, str] | None, out: int, error: int) -> int:
+    """Run the script; its exit code. It takes the process for its own."""
+    os.dup2(out, 1)
+    os.dup2(error, 2)
+    with open(1, "w", closefd=False) as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+        sys.argv = [str(script), *words]
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            return 1
+    return 0
 
 
 def last_checkpoint(output_dir) -> dict:

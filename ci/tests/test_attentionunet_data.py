@@ -30,7 +30,7 @@ from AttentionUNet.data import (
 from AttentionUNet.isic import MASKS, find_pairs, match, read_pair
 from AttentionUNet.model import build_model
 from ci.tests.folders import ROOT, built, carry_out, parsed
-from ci.tests.runs import assert_same_state, last_checkpoint
+from ci.tests.runs import as_if_started, assert_same_state, last_checkpoint
 from ci.tests.samples import Finished
 from common.data.pairs import check_pairs as check_all
 from common.data.pictures import Datasets, Source
@@ -663,14 +663,8 @@ def test_without_arguments_the_folder_of_the_original_readme_is_split(origin, tm
     assert len(listed(here / "dataset" / "train")) == len(listed(here / "dataset" / "train_GT")) == 7
 
 
-def test_the_tool_ends_with_one_line_for_what_cannot_work(tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "AttentionUNet" / "dataset.py",
-        "--origin_data_path=/none",
-        "--origin_GT_path=/no",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def test_the_tool_ends_with_one_line_for_what_cannot_work():
+    done = as_if_started(ROOT / "AttentionUNet" / "dataset.py", "--origin_data_path=/none", "--origin_GT_path=/no")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "no folder /none" in done.stderr
 
@@ -879,8 +873,8 @@ def test_the_size_that_a_network_was_trained_on_is_that_of_its_predictions(isic,
         built("AttentionUNet", *flags)
     built("AttentionUNet", *flags, "--image_size=64")
     picture = root / "valid" / "ISIC_0000002.jpg"
-    command = [sys.executable, ROOT / "AttentionUNet" / "predict.py", "--checkpoint", weights, "--device=cpu"]
-    done = subprocess.run([*command, "--input", picture, "--output", tmp_path / "out"], capture_output=True, text=True)
+    words = ["--checkpoint", weights, "--device=cpu", "--input", picture, "--output", tmp_path / "out"]
+    done = as_if_started(ROOT / "AttentionUNet" / "predict.py", *words)
     assert done.returncode == 0, done.stderr
     ids = np.asarray(Image.open(tmp_path / "out" / "ISIC_0000002_ids.png"))
 

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,10 +14,11 @@ from BiSeNetv1.model import BiSeNetV1, build_model, training_loss
 from BiSeNetv1.train import learning_rate_schedule
 from BiSeNetv1.weights import from_reference, imagenet_file
 from ci.tests import fingerprint
-from ci.tests.folders import ROOT, built, carry_out, command_line, parsed
+from ci.tests.folders import built, carry_out, parsed
 from ci.tests.golden_case import FOLDER, GoldenCase
+from ci.tests.narrow import narrow_networks
 from ci.tests.operators import Operators
-from ci.tests.runs import assert_same_statistics
+from ci.tests.runs import assert_same_statistics, in_two_processes
 from common import IGNORE_INDEX
 from common.data.order import Length
 from common.errors import InputError
@@ -511,10 +510,10 @@ def test_batch_norm_over_two_processes(tiny_cityscapes, tmp_path):
     Its statistics after a step are those of one process with the images of both.
     """
     flags = {"preset": "tiny", "device": "cpu", "workers": 0, "total_steps": 1, "data_path": tiny_cityscapes(train=4)}
-    words = command_line("--no_validate", "--sync_bn", **flags, devices=2, output_dir=tmp_path / "two")
-    done = subprocess.run([sys.executable, ROOT / "BiSeNetv1" / "train.py", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    carry_out("BiSeNetv1", "--no_validate", **flags, device_batch_size=4, output_dir=tmp_path / "one")
+    with narrow_networks():
+        words = ("BiSeNetv1", "--no_validate", "--sync_bn")
+        in_two_processes(tmp_path, carry_out, *words, processes=2, **flags, devices=2, output_dir=tmp_path / "two")
+        carry_out("BiSeNetv1", "--no_validate", **flags, device_batch_size=4, output_dir=tmp_path / "one")
     state = assert_same_statistics(tmp_path / "two", tmp_path / "one")
     assert (
         state["images_per_step"] == 4 and state["model"].keys() == build_model(backbone="resnet18").state_dict().keys()

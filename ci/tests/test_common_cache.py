@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +17,7 @@ import torch
 from PIL import Image
 
 from ci.tests.folders import FOLDERS, ROOT, module, parsed
+from ci.tests.runs import as_if_started
 from common.data import cache
 from common.data.cache import HEADER_BYTES, CachedReader, cached, check_cache
 from common.data.cityscapes import find_pairs, read_pair
@@ -404,9 +403,7 @@ def test_every_folder_trains_and_scores_on_the_same_items_with_a_cache(name, tmp
 def test_the_command_decodes_ahead_and_can_be_repeated(tmp_path, capsys):
     root, folder = drawn("ICNet", tmp_path / "data"), tmp_path / "cache"
     flags = ["--model", "ICNet", "--data_path", str(root), "--cache", str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-m", "common.tools.cache", *flags], capture_output=True, text=True, cwd=ROOT
-    )
+    done = as_if_started(ROOT / "common" / "tools" / "cache.py", *flags)
     assert done.returncode == 0, done.stderr
     command.main(flags)
     for said in (done.stdout, capsys.readouterr().out):

@@ -18,6 +18,8 @@ from common.scores.network import load
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SMALL = {"DynamicUNet": {"backbone": "resnet18"}, "BiSeNetv1": {"backbone": "resnet18"},
          "DeeplabV3": {"backbone": "resnet18"}, "AttentionUNet": {"base_channels": 4}}  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Commands of common/tools."""
 
 import ast
+import os
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ci.tests.folders import ROOT
+from ci.tests.runs import as_if_started
 from common.tools.__main__ import commands
 from common.tools.complexity import complexity, main
 
@@ -32,8 +34,7 @@ def test_complexity_of_a_network_takes_no_memory():
 
 
 def test_the_command_lists_what_it_is_asked_for(capsys):
-    command = [sys.executable, "-m", "common.tools.complexity", "ICNet"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = as_if_started(ROOT / "common" / "tools" / "complexity.py", "ICNet")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:2] == ["ICNet", "26,249,376"]
     with pytest.raises(SystemExit) as end:
@@ -58,11 +59,24 @@ def test_commands_begin_as_a_train_py_does(name):
     assert "sys.path.insert" in ours and ours.replace("parents[2]", "parents[1]") == theirs
 
 
-@pytest.mark.parametrize("name", commands())
-def test_commands_start_in_a_folder_too(name):
-    command = [sys.executable, f"../common/tools/{name}.py", "--help"]
-    done = subprocess.run(command, cwd=ROOT / "ICNet", capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+# Starts scripts one after the other, each with its own folder on the import path. torch is imported for all of them.
+STARTER = """
+import os, runpy, sys
+import torch
+for script in sys.argv[1:]:
+    if not os.fork():
+        sys.argv, sys.path[0] = [script, "--help"], os.path.dirname(os.path.abspath(script))
+        runpy.run_path(script, run_name="__main__")
+    assert os.wait()[1] == 0, script
+"""
+
+
+def test_commands_start_in_a_folder_too():
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", STARTER, *(f"../common/tools/{name}.py" for name in commands())]
+    done = subprocess.run(command, cwd=ROOT / "ICNet", capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("usage: ") for line in done.stdout.splitlines()) == len(commands()) > 5, done.stdout
 
 
 def test_no_file_here_hides_a_module_of_that_name():

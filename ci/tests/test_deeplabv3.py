@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -14,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ci.tests import fingerprint
-from ci.tests.folders import ROOT, built, carry_out, command_line, parsed
+from ci.tests.folders import built, carry_out, parsed
 from ci.tests.golden_case import GoldenCase
+from ci.tests.narrow import narrow_networks
 from ci.tests.operators import Operators
-from ci.tests.runs import assert_same_statistics
+from ci.tests.runs import assert_same_statistics, in_two_processes
 from common import IGNORE_INDEX
 from common.device import launch
 from common.errors import InputError
@@ -513,8 +513,8 @@ def test_one_image_on_each_of_two_devices_needs_statistics_over_both(tiny_citysc
     two = {"devices": 2, "device_batch_size": 1, "output_dir": tmp_path / "two"}
     with pytest.raises(InputError, match="image pooling.*--device_batch_size 2"):
         built("DeeplabV3", "--no_validate", processes=2, **flags, **two)
-    words = command_line("--no_validate", "--sync_bn", **flags, **two)
-    done = subprocess.run([sys.executable, ROOT / "DeeplabV3" / "train.py", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    carry_out("DeeplabV3", "--no_validate", **flags, output_dir=tmp_path / "one")
+    with narrow_networks():
+        words = ("DeeplabV3", "--no_validate", "--sync_bn")
+        in_two_processes(tmp_path, carry_out, *words, processes=2, **flags, **two)
+        carry_out("DeeplabV3", "--no_validate", **flags, output_dir=tmp_path / "one")
     assert_same_statistics(tmp_path / "two", tmp_path / "one")

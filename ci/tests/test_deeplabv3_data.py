@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ci.tests.folders import ROOT
+from ci.tests.runs import as_if_started
 from ci.tests.test_common_cityscapes_sets import datasets
 from ci.tests.test_common_crops import TRAIN_IDS
 from common.errors import InputError
@@ -168,14 +169,11 @@ def test_the_train_ids_train_and_score_as_the_label_ids_do(tiny_cityscapes):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def run_tool(*flags) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, TOOL, *map(str, flags)], capture_output=True, text=True, cwd="/")
-
-
 def test_the_command(tmp_path):
     root = lay_out(tmp_path / "cityscapes", with_ids=False, with_polygons=True)
     (root / "gtFine").rename(root / "gtCoarse")
-    done = run_tool(root, "--gt-dir", "gtCoarse", "-o", tmp_path / "lists", "--nproc", 2)
+    command = [sys.executable, TOOL, root, "--gt-dir=gtCoarse", "-o", tmp_path / "lists", "--nproc=2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "4 label files written, 0 were there; 3 in train.txt, 1 in val.txt\n"
     assert sorted(path.name for path in (tmp_path / "lists").iterdir()) == ["train.txt", "val.txt"]
@@ -191,7 +189,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
         ([root, "-o", tmp_path / "file"], f"--out_dir {tmp_path}/file cannot be made"),
         ([root, "--color"], "--color"),
     ):
-        done = run_tool(*flags)
+        done = as_if_started(TOOL, *flags)
         assert done.returncode == 2 and done.stdout == "", flags
         assert done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
 

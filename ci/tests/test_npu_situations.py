@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from ci.tests.folders import ROOT
+from ci.tests.runs import as_if_started
 
+TRAIN = ROOT / "AttentionUNet" / "train.py"
 SIMULATION = ROOT / "ci" / "simulated_npu"
 TORCH = torch.__version__
 MINOR = ".".join(TORCH.split(".")[:2])
@@ -187,11 +189,8 @@ def environment_of(situation: Situation, folder: Path) -> dict[str, str]:
     ],
 )
 def test_one_line_says_what_is_wrong_and_what_to_do(situation, tmp_path):
-    run = subprocess.run(
-        [sys.executable, ROOT / "AttentionUNet" / "train.py", "--preset=tiny", *situation.flags,
-         f"--output_dir={tmp_path / 'run'}"],
-        env=environment_of(situation, tmp_path), capture_output=True, text=True,
-    )  # fmt: skip
+    words = ["--preset=tiny", *situation.flags, f"--output_dir={tmp_path / 'run'}"]
+    run = as_if_started(TRAIN, *words, environment=environment_of(situation, tmp_path))
     assert run.stderr.replace(str(tmp_path), "HOME") == f"train.py: error: {situation.line}\n"
     assert run.returncode == 2
     assert not (tmp_path / "run").exists()
@@ -201,7 +200,7 @@ def test_without_the_plugins_libraries_auto_still_trains(tmp_path):
     """torch would import the plugin by itself, and fail."""
     environment = environment_of(SITUATIONS["CANN missing"], tmp_path)
     run = subprocess.run(
-        [sys.executable, ROOT / "AttentionUNet" / "train.py", "--preset=tiny", "--max_steps=1", "--no_validate",
+        [sys.executable, TRAIN, "--preset=tiny", "--max_steps=1", "--no_validate",
          "--workers=0", f"--output_dir={tmp_path / 'run'}"],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip

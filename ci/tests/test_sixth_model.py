@@ -126,7 +126,7 @@ def test_it_keeps_the_contract_and_the_rules_without_a_change_elsewhere(tree):
 
 
 def test_a_users_walk_through_its_scripts_works(tree):
-    assert f"smoke: {NAME} passed" in in_tree(tree, "ci/smoke.py", NAME)
+    assert f"smoke: {NAME} passed" in in_tree(tree, "ci/smoke.py", "--own", NAME)
 
 
 def test_its_training_is_timed_beside_the_plain_form(tree):

@@ -17,7 +17,7 @@ from common.step.optimizer import fused_optimizer
 from common.tools.plain import plain_losses, plain_network, plain_training
 from common.tools.timing import Folder
 
-pytestmark = pytest.mark.parametrize("folder", FOLDERS)
+pytestmark = [pytest.mark.parametrize("folder", FOLDERS), pytest.mark.usefixtures("narrow")]
 
 
 class Case:
@@ -87,15 +87,14 @@ def test_a_whole_step_is_the_plain_one(folder):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_plain_step_under_autocast_is_near_that_in_float32(folder, dtype):
-    """In half precision its convolutions run: the losses are near, and none is the same."""
+    """In half precision its convolutions run: each loss is near, and not all are the same, as one may be by chance."""
     if dtype == torch.float16 and folder != FOLDERS[0]:
         pytest.skip("minutes on a CPU; the step is the same code in all folders")
     case = Case(folder)
     step, exact = (plain_training(case.model, case.training_loss, case.args, kind) for kind in (dtype, None))
-    for _ in range(2):
-        loss, expected = (take(case.images, case.target) for take in (step, exact))
-        assert loss.item() == pytest.approx(expected.item(), rel=0.03)
-        assert loss.item() != expected.item()
+    losses, expected = ([take(case.images, case.target).item() for _ in range(3)] for take in (step, exact))
+    assert losses == pytest.approx(expected, rel=0.03)
+    assert losses != expected
 
 
 def test_a_step_does_not_wait_for_the_device(folder):

@@ -20,7 +20,7 @@ from common.start import launch
 
 FOLDER = "AttentionUNet"
 
-pytestmark = pytest.mark.usefixtures("npu")
+pytestmark = pytest.mark.usefixtures("npu", "narrow")
 
 
 def test_the_device_is_set_up_for_ready_made_kernels(npu, monkeypatch):

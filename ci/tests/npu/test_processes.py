@@ -24,7 +24,7 @@ FLAGS = {"device": "npu", "amp": 0, "channels_last": 0, "log_every_steps": 1, "m
 ALL_STATISTICS = ("AttentionUNet", "DeeplabV3")  # trained with --sync_bn as well
 SCRIPTED = "AttentionUNet"  # whose scripts are run: those of all folders are equal byte by byte
 
-pytestmark = pytest.mark.usefixtures("npu")
+pytestmark = pytest.mark.usefixtures("npu", "narrow")
 
 
 def words_of(folder: str, data_path: Path, output_dir: Path, **flags) -> list[str]:
@@ -211,18 +211,11 @@ def start(script: Path, environment: dict[str, str], words: list[str]) -> str:
     return done.stdout
 
 
-def test_the_script_of_the_full_training(machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run")
+def test_the_script_of_the_full_training_takes_the_npu_by_itself(machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
+    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run", device="auto")
     text = start(ROOT / SCRIPTED / "test" / "train_full_1p.sh", machine, words)
     assert "1 x Ascend910B3" in text
     assert_same_training(tmp_path / "run", on_the_cpu(SCRIPTED), devices=1)
-
-
-def test_the_script_of_the_performance_run(machine, data, on_the_cpu, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run")
-    text = start(ROOT / SCRIPTED / "test" / "train_performance_1p.sh", machine, words)
-    assert "1 x Ascend910B3" in text
-    assert_same_steps(tmp_path / "run", on_the_cpu(SCRIPTED))
 
 
 def test_the_script_of_several_npus_starts_a_process_on_each(machine, data, two_processes, tmp_path):  # noqa: F811  the fixture that is imported
@@ -233,13 +226,12 @@ def test_the_script_of_several_npus_starts_a_process_on_each(machine, data, two_
 
 
 def test_the_evaluation_of_a_training_on_several_npus(machine, data, two_processes, tmp_path):  # noqa: F811  the fixture that is imported
-    folder = "BiSeNetv1"
-    trained = two_processes / "cpu" / folder
+    trained = two_processes / "cpu" / SCRIPTED
     weights = trained / "checkpoints" / "last.pt"
-    words = words_of(folder, data(folder), tmp_path / "run", devices=2, checkpoint=weights)
-    start(ROOT / folder / "test" / "train_eval_8p.sh", machine, words)
+    words = words_of(SCRIPTED, data(SCRIPTED), tmp_path / "run", devices=2, checkpoint=weights)
+    start(ROOT / SCRIPTED / "test" / "train_eval_8p.sh", machine, words)
     (scores,), (expected,) = metric_rows(tmp_path / "run", "eval"), metric_rows(trained, "eval")
-    assert scores["miou"] == pytest.approx(expected["miou"], abs=1e-3)
+    assert scores["jaccard"] == pytest.approx(expected["jaccard"], abs=1e-3)
 
 
 def test_torch_loads_the_plugin_by_itself():
@@ -249,23 +241,3 @@ def test_torch_loads_the_plugin_by_itself():
         environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": autoload}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert done.stdout.strip() == shown, done.stderr
-
-
-def test_auto_takes_the_npu(data, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of("AttentionUNet", data("AttentionUNet"), tmp_path / "run", max_steps=1, device="auto", validate=0)
-    done = subprocess.run(
-        [sys.executable, ROOT / "AttentionUNet" / "train.py", "--preset=tiny", *words], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 x Ascend910B3" in done.stdout
-
-
-def test_a_plugin_without_devices_is_one_line_of_error(data, tmp_path):  # noqa: F811  the fixture that is imported
-    words = words_of("AttentionUNet", data("AttentionUNet"), tmp_path / "run", max_steps=1)
-    done = subprocess.run(
-        [sys.executable, ROOT / "AttentionUNet" / "train.py", "--preset=tiny", *words],
-        capture_output=True, text=True, env={**os.environ, "SIMULATED_NPU_DEVICES": "0"},
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "torch_npu sees no device" in done.stderr

@@ -47,7 +47,7 @@ def exact_on_the_cpu(folder: str) -> dict[str, str]:
     return {"fused_optimizer": "off"} if folder in OF_ADAM else {}
 
 
-pytestmark = [pytest.mark.parametrize("folder", FOLDERS), pytest.mark.usefixtures("npu")]
+pytestmark = [pytest.mark.parametrize("folder", FOLDERS), pytest.mark.usefixtures("npu", "narrow")]
 
 
 class Watch:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ci.tests.folders import FOLDERS, carry_out
+from ci.tests.narrow import narrow_networks
 from common.device.world import World
 from common.step.amp import Amp
 
@@ -36,7 +37,7 @@ def main(device: str, folder: str, runs: str) -> None:
 
     for model, words in json.loads(runs):
         assert model in FOLDERS
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), narrow_networks():
             carry_out(model, *words, processes=2)
     rank = dist.get_rank()
     seen = {"world": (rank, dist.get_world_size()), "backend": dist.get_backend()}
