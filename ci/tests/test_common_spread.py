@@ -109,6 +109,7 @@ def test_differences_are_called_more_than_chance_beyond_twice_their_standard_err
     """Deviations of 0.1 in 4 and 0.2 in 16 runs: a standard error of sqrt(0.01 / 4 + 0.04 / 16) = 0.0707."""
     first, other = mean_of([0.5]), mean_of([0.6])
     assert in_words(first, other) == "+0.1000"
+    assert in_words(first, first._replace(mean=first.mean - 1e-5)) == "+0.0000"
     first = first._replace(deviation=0.1, runs=4)
     assert in_words(first, other._replace(mean=0.64, deviation=0.2, runs=16)) == "+0.1400 within the spread"
     assert in_words(first, other._replace(mean=0.36, deviation=0.2, runs=16)) == "-0.1400 within the spread"

@@ -90,7 +90,7 @@ def means(group: Group) -> dict[str, Mean]:
 def in_words(before: Mean, now: Mean) -> str:
     """The difference of two means, and whether it exceeds twice its standard error (Welch)."""
     difference = now.mean - before.mean
-    text = f"{difference:+.4f}"
+    text = f"{round(difference, 4) + 0.0:+.4f}"  # no -0.0000
     if before.runs < 2 or now.runs < 2:
         return text
     error = math.sqrt(before.deviation**2 / before.runs + now.deviation**2 / now.runs)

@@ -50,6 +50,7 @@ from common.record.files import write_json
 from common.scores.evaluate import Evaluation, evaluate
 from common.scores.windows import Segmenter
 from common.step.amp import autocast
+from common.terminal import progress
 from common.tools.cache import keep
 from common.tools.complexity import complexity
 from common.tools.plain_data import PlainSample, plain_sample
@@ -101,14 +102,20 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _repetitions(own: Namespace) -> Iterator[int]:
+    """The number of each, below 0 in the warm-up; the bar is drawn between them."""
+    numbers = range(-own.warmup, own.repetitions)
+    return progress(numbers, "measuring", len(numbers), "repetition")
+
+
 def _data_clock(
     ours: Dataset, cached: Dataset, plain: PlainSample, size: int, own: Namespace, seed: int, world: World
 ) -> dict[str, list[float]]:
     """Seconds for batches of `size` samples by turns in each way, always of the same pictures."""
     clock: dict[str, list[float]] = collections.defaultdict(list)
     order = itertools.cycle(sample_rng(seed, 0, len(ours)).permutation(len(ours)).tolist())
-    for repetition in range(own.warmup + own.repetitions):
-        keys = [(repetition, index) for index in itertools.islice(order, size)]
+    for repetition in _repetitions(own):
+        keys = [(own.warmup + repetition, index) for index in itertools.islice(order, size)]
         for _, index in keys:
             keep(cached.read, cached.pairs[index])
         lap = {"plain": timed(partial(_plain_batch, plain, ours.pairs, keys, seed, world), world)}
@@ -117,7 +124,7 @@ def _data_clock(
             batch = _host_batch(dataset, keys)
             lap[f"{name}: device"] = timed(partial(to_device, batch, dataset, world), world)
             lap[name] = lap[f"{name}: host"] + lap[f"{name}: device"]
-        if repetition >= own.warmup:
+        if repetition >= 0:
             for name, seconds in lap.items():
                 clock[name].append(seconds)
     return clock
@@ -172,7 +179,7 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
 
     actions = {"with decoding": whole, "decoding alone": decoding_alone, "network alone": network_alone}
     clock: dict[str, list[float]] = {name: [] for name in actions}
-    for repetition in range(-own.warmup, own.repetitions):
+    for repetition in _repetitions(own):
         for name, action in actions.items():
             seconds = timed(action, world)
             if repetition >= 0:
@@ -213,7 +220,7 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
 
     image = open_image(path)
     clock: dict[str, list[float]] = {"file to mask": [], "picture to mask": []}
-    for repetition in range(-own.warmup, own.repetitions):
+    for repetition in _repetitions(own):
         whole = timed(lambda: mask(open_image(path)), world)
         without_decoding = timed(lambda: mask(image), world)
         if repetition >= 0:
