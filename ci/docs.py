@@ -137,7 +137,10 @@ def run(places: Places, folder: Path, words: list[str]) -> str:
     model = model_of(folder, words)
     here = places.root if folder.name == "docs" else places.root / folder.resolve().relative_to(ROOT)
     if re.search(r"train_eval|/best\.pt|full_1p/checkpoints", " ".join(words)):
-        places.train(model)
+        try:
+            places.train(model)
+        except subprocess.CalledProcessError as error:
+            return f"the training whose weights it needs: exit code {error.returncode}"
     command = [places.put_into(word, model) for word in [*words, *shortened(folder, words)]]
     command[0] = sys.executable if command[0] == "python3" else command[0]
     environment = os.environ | {"PYTHON": sys.executable}
@@ -170,11 +173,9 @@ def main(files: list[str]) -> int:
                 problem = "" if reason else run(places, where, words)
                 state = "left out" if reason else "failed" if problem else "run"
                 counts[state] += 1
-                seconds = f"{time.monotonic() - started:6.1f} s"
-                print(
-                    f"{state:8} {seconds}  {path.name}: {text}{f'  ({reason or problem})' * bool(reason or problem)}",
-                    flush=True,
-                )
+                seconds, document = time.monotonic() - started, os.path.relpath(path, ROOT)
+                why = f"  ({reason or problem})" if reason or problem else ""
+                print(f"{state:8} {seconds:6.1f} s  {document}: {text}{why}", flush=True)
     print(f"{counts['run']} run, {counts['failed']} failed, {counts['left out']} left out")
     return 1 if counts["failed"] else 0
 
