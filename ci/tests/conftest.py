@@ -17,6 +17,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 CITIES = ("aachen", "zurich")
 
 
+# Files of half a minute or more. One that came last would keep one process busy while the other has nothing left.
+LONG = ("test_written_before.py", "test_sixth_model.py", "test_dynamicunet.py", "test_contract.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def ask_about_npus_anew() -> None:
     """A process asks once whether an NPU can be used; each test has plugins of its own."""
