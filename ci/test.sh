@@ -15,8 +15,8 @@ use_environment "${packages[@]}" "pytest>=8" "pytest-xdist>=3.7" "ruff>=0.9"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 
-# Each of these keeps one core busy: a file of tests stays in one process, and the walks run beside them. Files come in
-# the order of their names, which has the long ones first.
+# Each of these keeps one core busy: a file of tests stays in one process, and the walks run beside them. Long files
+# come first (ci/tests/conftest.py).
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 walk_log=$(mktemp)
 folders=(*/train.py)

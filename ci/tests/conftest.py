@@ -22,9 +22,14 @@ os.environ["NO_REPORT"] = "1"
 CITIES = ("aachen", "zurich")
 
 
+# Files of half a minute or more. One that came last would keep one process busy while the other has nothing left.
+LONG = ("test_written_before.py", "test_sixth_model.py", "test_dynamicunet.py", "test_contract.py")
+# What compiles leaves threads that are in the way of a process which is forked afterwards and trains.
+LAST = ("test_common_compiling.py",)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What compiles comes last: its threads are in the way of a process that is forked afterwards and trains."""
-    items.sort(key=lambda item: item.path.name == "test_common_compiling.py")
+    items.sort(key=lambda item: (item.path.name in LAST) - (item.path.name in LONG))
 
 
 @pytest.fixture(autouse=True)

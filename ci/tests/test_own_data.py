@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ci.tests.narrow import narrow_networks
 from common.args import parse_args
 from common.data.own import find_own
 from common.data.own_files import find_files
@@ -220,6 +221,7 @@ SMALL = {"AttentionUNet": ["--base_channels=8", "--image_size=64"]}
 
 @pytest.mark.parametrize("folder", ["ICNet", "DeeplabV3", "BiSeNetv1", "DynamicUNet", "AttentionUNet"])
 @pytest.mark.parametrize("classes", [2, 3])
+@narrow_networks()
 def test_every_folder_trains_on_a_folder_and_predicts_by_its_checkpoint_alone(tmp_path, folder, classes):
     root, output = folder_of(tmp_path / "data", classes=classes), tmp_path / "run"
     words = ["--preset=tiny", "--max_steps=1", *SMALL.get(folder, [])]

@@ -54,11 +54,16 @@ class Criterion(NamedTuple):
 
 
 def ce(logits: Tensor, labels: Tensor, ignore_index: int, options: PixelOptions) -> Tensor:
-    """Cross entropy, the mean over the labelled pixels; with class weights the weighted mean, as torch's."""
+    """Cross entropy, the mean over the labelled pixels; with class weights the weighted mean, as torch's.
+
+    Over all pixels: that mean times the share of the labelled ones, so that class weights do not change its size.
+    """
     losses, shares = _cross_entropies(logits, labels, ignore_index, options)
-    if options.over_all_pixels:
+    if not options.over_all_pixels:
+        return _mean(losses, shares)
+    if options.class_weights is None:
         return losses.mean()
-    return _mean(losses, shares)
+    return _mean(losses, shares) * (labels != ignore_index).to(losses.dtype).mean()
 
 
 def ohem(logits: Tensor, labels: Tensor, ignore_index: int, options: PixelOptions) -> Tensor:
