@@ -319,6 +319,9 @@ DATA = [
           "        self.scaler.unscale_(self.optimizer)\n        overflow",
           "        self.clip_norm and nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)\n"
           "        self.scaler.unscale_(self.optimizer)\n        overflow", "test_common_amp.py"),
+    Fault("common/step/criteria.py", "class weights make the loss of some models many times as large",
+          "return _mean(losses, shares) * (labels != ignore_index).to(losses.dtype).mean()", "return losses.mean()",
+          "test_common_criteria.py -k every_recipe"),
     Fault("common/step/averaging.py", "the initial weights weigh in the average for long",
           "decay = min(self.decay, (1 + self.updates) / (10 + self.updates))", "decay = self.decay",
           "test_common_averaging.py -k formula"),

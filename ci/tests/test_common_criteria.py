@@ -163,8 +163,12 @@ def test_cross_entropy_by_its_name_is_the_loss_of_every_recipe(folder):
     criterion = Criterion({"ce": 1.0}, PixelOptions(over_all_pixels=folder in ("DeeplabV3", "BiSeNetv1")))
     named = training_loss(outputs, target, criterion=criterion)
     assert named.keys() == own.keys()
+    alike = torch.full((max(2, channels),), 20.0)
+    weighted = criterion._replace(options=criterion.options._replace(class_weights=alike))
     for name, value in own.items():
         torch.testing.assert_close(named[name], value)
+        # only the proportions of class weights count: a loss 20 times as large would want another rate
+        torch.testing.assert_close(training_loss(outputs, target, criterion=weighted)[name], value)
     assert not torch.allclose(sum(training_loss(outputs, target, criterion=Criterion({"dice": 1.0})).values()), value)
 
 
