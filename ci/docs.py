@@ -37,6 +37,7 @@ NEEDS = {
     r"--device[= ]cuda|--cuda_graph": "a CUDA device",
     r"\.pth|\.pkl|--pretrained=\./": "weights that others have published",
     r"camvid|full_size": "large pictures",
+    r"weights\.json": "weights of classes of one's own",
     r"pascal_aug": "the data set SBD",
     r"dataset\.py$": "the data set ISIC 2018",
     r"ci/test\.sh|ci/smoke\.py|pytest|ci\.(mutations|faults|foreign_weights)": "many minutes; a test by itself",
@@ -68,7 +69,7 @@ def shortened(folder: Path, words: list[str]) -> list[str]:
     script = next((index for index, word in enumerate(words[:2]) if TRAINS.search(word)), None)
     if script is None:
         return []
-    rest = words[script + 1 :]
+    rest = of_the_command_alone(words[script + 1 :])
     if words[script].endswith("quickstart.sh"):
         rest = ["--preset=quickstart", *(word for word in rest if word not in FOLDERS)]
     elif name := TRAINS.search(words[script])[1]:
@@ -82,6 +83,11 @@ def shortened(folder: Path, words: list[str]) -> list[str]:
     otherwise = {*args.given, "data_path", "output_dir"}
     otherwise |= {one for pair in EITHER_OR for one, other in (pair, pair[::-1]) if other in args.given}
     return [f"--{name}={format_value(value)}" for name, value in flags.items() if name not in otherwise]
+
+
+def of_the_command_alone(words: list[str]) -> list[str]:
+    """Without --config, whose file is there only after an earlier command has run."""
+    return [word for word in words if not word.startswith("--config=")]
 
 
 def _unless(words: list[str], **flags: str) -> list[str]:
@@ -136,7 +142,7 @@ def run(places: Places, folder: Path, words: list[str]) -> str:
     """Run a command in the copy; returns what went wrong, in words, or ''."""
     model = model_of(folder, words)
     here = places.root if folder.name == "docs" else places.root / folder.resolve().relative_to(ROOT)
-    if re.search(r"train_eval|/best\.pt|full_1p/checkpoints", " ".join(words)):
+    if re.search(r"train_eval|/best\.pt|full_1p/(checkpoints|config)", " ".join(words)):
         try:
             places.train(model)
         except subprocess.CalledProcessError as error:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ci.docs import left_out, main, shortened
+from ci.docs import left_out, main, of_the_command_alone, shortened
 from ci.tests.folders import FOLDERS, ROOT, module
 from ci.tests.test_docs import ENGLISH, Document
 from common.args import parse_args
@@ -36,7 +36,9 @@ def test_every_training_in_the_documents_becomes_a_few_steps_on_the_cpu():
             preset = [] if words[script].endswith("train.py") else [f"--preset={name}"]
             model = folder.name if folder.name in FOLDERS else "ICNet"
             if "quickstart" not in name:
-                args = parse_args(module(model, "presets"), [*preset, *words[script + 1 :], *more])
+                args = parse_args(
+                    module(model, "presets"), [*preset, *of_the_command_alone(words[script + 1 :]), *more]
+                )
                 assert (args.device, args.workers) == ("cpu", 0), line
                 assert 0 < args.max_steps <= 30 and len(args.device_list or range(args.devices)) <= 4, line
     assert found > 30
