@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         return 2
     folder = ROOT / model
     sys.path.insert(0, str(ROOT))
-    from common.args import parse_args
+    from common.args import format_value, parse_args
 
     # answers --help and a wrong flag at once, and says where the run will be
     args = parse_args(importlib.import_module(f"{model}.presets"), ["--preset", "quickstart", *arguments])
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     drawing = [
         *(sys.executable, folder / "predict.py", "--checkpoint", weights),
         *("--input", *images, "--output", pictures),
+        f"--scales={format_value(args.scales)}",  # the size at which the network was scored
     ]
     if code := run_to_the_end(drawing, stdout=subprocess.DEVNULL):
         return code

@@ -276,8 +276,9 @@ def test_pictures_that_are_scored_at_a_size_never_trained_on_are_told_of(tiny_ci
     root = tiny_cityscapes(size=(32, 48))
     whole = WholePictures(source(root, "val"))
 
-    def note(base_size, scales=(0.5, 2.0), val_set=whole) -> str:
-        return note_on_scale(DistortedCrops(source(root), Cropping(base_size, (24, 24), scales), 0), val_set)
+    def note(base_size, scales=(0.5, 2.0), val_set=whole, scored_scales=(1.0,)) -> str:
+        train_set = DistortedCrops(source(root), Cropping(base_size, (24, 24), scales), 0)
+        return note_on_scale(train_set, val_set, scored_scales)
 
     assert not note(32) and not note(64)
     assert note(65) and note(15) and note(32, (1.1, 2.0))
@@ -286,6 +287,7 @@ def test_pictures_that_are_scored_at_a_size_never_trained_on_are_told_of(tiny_ci
         "--base_size 32 brings the two together"
     )
     assert note(1024, val_set=None) == ""
+    assert note(15, scored_scales=(0.5,)) == "" and note(32, scored_scales=(4.0,))
 
 
 @pytest.mark.parametrize("kind", [BlurredCrops, DistortedCrops, WholePictures])

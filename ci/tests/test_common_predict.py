@@ -536,6 +536,19 @@ def test_probabilities_are_written_in_16_bits(tmp_path):
     assert values[[0, 5], 0].tolist() == pytest.approx([1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))], abs=1e-4)
 
 
+def test_scales_and_mirrored_pictures_are_seen_as_in_an_evaluation(tmp_path, monkeypatch):
+    """Of a picture of 8 x 8 at half its size, as it is and mirrored, the network is shown 4 x 4, twice."""
+    seen = []
+    forward = BrightestChannel.forward
+    monkeypatch.setattr(BrightestChannel, "forward", lambda net, images: (seen.append(images), forward(net, images))[1])
+    image = draw(tmp_path / "a.png", [[(250, 0, 0)] * 4 + [(0, 0, 250)] * 4] * 8)
+    flags = ["--scales", "0.5", "--flip"]
+    run(image, our_checkpoint(tmp_path / "best.pt"), tmp_path / "out", flags=flags)
+    assert [images.shape[-2:] for images in seen] == [(4, 4)] * 2
+    assert torch.equal(seen[0].flip(-1), seen[1])
+    assert pixels(tmp_path / "out" / "a_ids.png")[1] == [[0] * 4 + [2] * 4] * 8
+
+
 @pytest.mark.parametrize("flags", [["--threshold", "0.4"], ["--probabilities"]])
 def test_what_there_is_of_two_classes_alone_is_refused_for_more(tmp_path, flags):
     draw(tmp_path / "a.png", [[RED] * 2] * 2)

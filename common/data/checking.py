@@ -11,7 +11,7 @@ def check_data(args: Namespace, datasets: Datasets) -> None:
     """Raise InputError for a cache that cannot be used, and for labels and pictures that training could not use."""
     train_set, *scored_sets = datasets
     check_cache(args.cache, datasets.used)
-    if not args.evaluate and (note := note_on_scale(train_set, datasets.val)):
+    if not args.evaluate and (note := note_on_scale(train_set, datasets.val, args.scales)):
         print(note, flush=True)
     if args.check_data:
         if train_set:

@@ -5,7 +5,7 @@ turns a batch of images on the device into what a network takes, with what was d
 the bytes of float32 goes from process to process and to the device, and the device does the arithmetic.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -139,17 +139,20 @@ class DistortedCrops(LabelledPictures):
         return finished
 
 
-def note_on_scale(train_set: LabelledPictures, val_set: LabelledPictures | None) -> str:
+def note_on_scale(
+    train_set: LabelledPictures, val_set: LabelledPictures | None, scored_scales: Sequence[float] = (1.0,)
+) -> str:
     """A line for people whose pictures are trained on and scored at sizes that do not meet; '' for all others.
 
     A network finds things of the sizes that it has been shown. Of the validation pictures the first one is looked at.
+    scored_scales: the factors of --scales.
     """
     if not isinstance(val_set, WholePictures) or not isinstance(train_set, BlurredCrops | DistortedCrops):
         return ""
     height, width = picture_size(val_set.pairs[0][0], "turn")
     fitting = train_set.fitting_base_size(height, width)
     low, high = (scale * train_set.cropping.base_size / fitting for scale in train_set.cropping.scales)
-    if low <= 1 <= high:
+    if any(low <= scale <= high for scale in scored_scales):
         return ""
     return (
         f"note: pictures of {width} x {height} are scored at that size, and training shows them at {low:.2f} to "

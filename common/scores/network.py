@@ -83,7 +83,7 @@ def open_network(path: str | Path, code: Code, options: dict, world: World, **ho
     code.info: of the published data, for files that do not say what they were trained on. code.to_input: (PIL picture
     in RGB, options of the network) -> what the network takes of it, [3, h, w], where that is not the picture itself;
     logits of another size than the picture are resized to it. options: of build_model, for files that name none.
-    how: `window`, `threshold` and `probabilities` of the Segmenter. Raises InputError.
+    how: `window`, `threshold`, `probabilities` and `views` of the Segmenter. Raises InputError.
     """
     model = load_model(path, code.build_model, code.from_reference, options)
     info = code.info.of_network(model)

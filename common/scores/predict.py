@@ -16,8 +16,8 @@ from common.errors import ExitCode, InputError
 from common.record.files import writable_folder
 from common.scores.drawing import colour, name_of, overlay, palette_picture, shares, with_legend
 from common.scores.inputs import LIST_SUFFIX, listed, matching
+from common.values import factors, positive, probability
 from common.values import path as path_of_user
-from common.values import positive, probability
 
 LEAST_WINDOW = 64  # pixels of a side
 NEARLY_ALL = 0.99  # share of a picture from which on it is said that one class covers it
@@ -52,6 +52,11 @@ def parse_predict_args(options: dict[str, list[str] | str | int], description: s
         "--probabilities", action="store_true",
         help="of two classes: also write <name>_prob.png, the probability of the second one in 16 bits (65535 is 1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--scales", type=factors, default=[1.0], metavar="LIST",
+        help="see each picture at these sizes and average the probabilities, as in an evaluation: 0.75,1,1.25",
+    )  # fmt: skip
+    parser.add_argument("--flip", action="store_true", help="see each picture also mirrored, as in an evaluation")
     return parse_with_network(parser, options, argv)
 
 
@@ -147,6 +152,7 @@ def predict(
 
     from common.device.world import card_of_environment, find_device_type, setup
     from common.scores.network import Code, open_network
+    from common.scores.views import Views
     from common.scores.windows import WINDOW
 
     _check_two_classes(args, info)
@@ -157,6 +163,7 @@ def predict(
     network = open_network(
         args.checkpoint, code, options, world, window=WINDOW if args.window is None else args.window,
         threshold=args.threshold, probabilities=args.probabilities,
+        views=Views(scales=tuple(args.scales), flip=args.flip),
     )  # fmt: skip
     info = network.info
     torch.backends.cudnn.benchmark = False  # pictures have sizes of their own: the search would be paid for each

@@ -62,7 +62,8 @@ class Segmenter(NamedTuple):
 
     model: in eval mode, on the device of `world`. to_input: a PIL picture in RGB -> what the network takes of it,
     [3, h, w]. window: side in pixels of the windows of pictures above WHOLE_PIXELS; 0: all in one piece. threshold: of
-    two classes, the probability from which on a pixel is of class 1; None: 0.5, or the larger logit.
+    two classes, the probability from which on a pixel is of class 1; None: 0.5, or the larger logit. views: (model,
+    images) -> logits, for scales and mirrored pictures (`common.scores.views.Views`); None: the model's own.
     """
 
     model: nn.Module
@@ -71,6 +72,7 @@ class Segmenter(NamedTuple):
     window: int = 0
     threshold: float | None = None
     probabilities: bool = False
+    views: Callable[[nn.Module, Tensor], Tensor] | None = None
 
     def __call__(self, image: Image.Image) -> Seen:
         """What is seen in a picture in RGB. Raises ValueError for a size that the model does not take."""
@@ -127,7 +129,8 @@ class Segmenter(NamedTuple):
     def _logits(self, images: Sequence[Image.Image]) -> Tensor:
         """[B, C, H, W] of pictures, or parts of some, of one size."""
         batch = torch.stack([self.to_input(image) for image in images])
-        logits = self.model(batch.to(self.world.device, memory_format=self.world.memory_format))
+        batch = batch.to(self.world.device, memory_format=self.world.memory_format)
+        logits = self.views(self.model, batch) if self.views else self.model(batch)
         size = (images[0].height, images[0].width)
         if logits.shape[-2:] != size:
             logits = F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
