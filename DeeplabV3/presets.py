@@ -74,7 +74,7 @@ PRESETS = {
         "eval_every_steps": 4000,
         "sync_bn": True,
     },
-    # The embedded sample from scratch on two CPU cores, in under four minutes. Small batches of pictures seen at 5/8
+    # The embedded sample from scratch on two CPU cores, in about six minutes. Small batches of pictures seen at 5/8
     # of their size make many steps of the time there is; few scales are enough for pictures that are all drawn at one.
     "quickstart": {
         **BASE,

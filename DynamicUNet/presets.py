@@ -74,17 +74,18 @@ PRESETS = {
         "backbone": "resnet18",
         "pretrained": "none",
         "base_size": 48,
-        "crop_size": (48, 64),
+        "crop_size": (48, 48),
+        "loss": "ce:1,dice:1",  # things are a quarter of the pixels, and each kind of them little
         "scales": [0.5],  # 48 of the 96 rows of a picture, as in training
         "min_scale": 0.8,
         "max_scale": 1.25,
-        "epochs": 16,
+        "epochs": 18,
         "warmup_steps": 50,  # the decoder has no batch norm: this rate needs a warm-up, and gradients that are clipped
         "lr": 0.1,
         "clip_norm": 1.0,
         "encoder_lr_factor": 1.0,
         "head_lr_factor": 1.0,
-        "eval_every_epochs": 8,
+        "eval_every_epochs": 9,
     },
     # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch
     # unless --pretrained or --load_from names weights.
