@@ -27,7 +27,7 @@ from common.values import frozen
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_what_is_frozen_stays_bit_for_bit_in_every_folder(folder, given, tmp_path):  # noqa: F811
+def test_what_is_frozen_stays_bit_for_bit_in_every_folder(folder, given, tmp_path):  # noqa: F811  the imported fixture
     """Three steps of its train.py; the encoder is the ResNet in it, and a folder without one says so."""
     has_encoder = hasattr(module(folder, "weights"), "imagenet_file")
     flags = given(folder) | {"validate": 0, "max_steps": 3, "weight_decay": 0.1, "lr": 0.01, "epochs": 3}

@@ -45,7 +45,7 @@ def test_auto_is_the_npu(npu):
     npu.set_device(0)
 
 
-def test_a_dry_run_measures_on_the_device(npu, data, tmp_path, monkeypatch, capsys):  # noqa: F811  as below
+def test_a_dry_run_measures_on_the_device(npu, data, tmp_path, monkeypatch, capsys):  # noqa: F811  the imported fixture
     for name, value in {"SECONDS": 0, "WARMUP_STEPS_OF_OTHERS": 1, "STEPS_OF_OTHERS": 2}.items():
         monkeypatch.setattr(dry_run, name, value)
     words = command_line(preset="tiny", device="npu", workers=0, data_path=data(FOLDER), output_dir=tmp_path / "run")
