@@ -27,6 +27,7 @@ BASE = {
     "eval_batch_size": 16,
     "decay_epochs": None,  # the last 70, as in the original, or the later half of a run that is not longer than that
     "lr": 2e-4,
+    "optimizer": "adam",
     "beta1": 0.5,
     "beta2": 0.999,
     "weight_decay": 0.0,  # the README says 1e-4; its code passes none to the optimizer

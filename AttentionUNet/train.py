@@ -12,8 +12,6 @@ from common.args import parse_args
 if __name__ == "__main__":  # before torch is imported, so that --help and a wrong flag are answered at once
     ARGS = parse_args(presets, description=__doc__)
 
-import torch
-
 from AttentionUNet.backup import copy_run
 from AttentionUNet.data import build_datasets
 from AttentionUNet.model import AttentionUNet, build_model, training_loss
@@ -31,7 +29,7 @@ def build(args, run: Run):
         model = run.trained(build_model, from_reference, **network_options(args, data))
         check_size(args, model)
         return data.with_network(model)
-    run.plan(data.train, (args.image_size, args.image_size), torch.optim.Adam)
+    run.plan(data.train, (args.image_size, args.image_size))
     learning_rate_schedule(args, run.length.steps_per_epoch)  # InputError for a rate that cannot be
     model = build_model(**network_options(args, data))
     run.load(model, from_reference)
@@ -43,10 +41,8 @@ def main(args, run: Run, data, model: AttentionUNet) -> dict:
     if args.evaluate:
         return run.evaluate_checkpoint(model, data.val)
     run.prepare(model)
-    betas = (args.beta1, args.beta2)
-    optimizer = run.optimizer(
-        torch.optim.Adam, model.parameters(), lr=args.lr, betas=betas, weight_decay=args.weight_decay
-    )
+    # Adam with --lr, --beta1, --beta2 and --weight_decay, unless --optimizer is another one
+    optimizer = run.optimizer(model.parameters())
     lr_factor = learning_rate_schedule(args, run.length.steps_per_epoch)
 
     for step, images, target in run.steps(data.train):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common import IGNORE_INDEX
 from common.errors import InputError
-from common.nets.backbone import ResNet
+from common.nets.backbone import PUBLISHED_CHANNELS, ResNet, scaled
 from common.nets.upsampling import UpsampledConv2d
 from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, upsampled_cross_entropy
@@ -29,6 +29,11 @@ class Widths(NamedTuple):
     spatial: tuple[int, int, int, int]  # the layers of the spatial path
     fused: int  # the fusion module and the main head
     auxiliary: int  # inside the auxiliary heads
+
+    def scaled(self, base_channels: int) -> "Widths":
+        """All of them in proportion to the channels of the ResNet's first stage."""
+        context, spatial = (tuple(scaled(width, base_channels) for width in widths) for widths in self[:2])
+        return Widths(context, spatial, scaled(self.fused, base_channels), scaled(self.auxiliary, base_channels))
 
 
 _BOTTLENECK = Widths((512, 1024, 2048), (256, 256, 256, 512), 1024, 256)
@@ -115,10 +120,10 @@ class ContextPath(nn.Module):
     Coarse features are enlarged to the next finer stage by nearest neighbour, and smoothed by a 3x3 convolution.
     """
 
-    def __init__(self, backbone: str, widths: Sequence[int]):
+    def __init__(self, backbone: str, widths: Sequence[int], base_channels: int):
         super().__init__()
         width, width16, width32 = widths
-        self.backbone = ResNet(backbone, zero_init_residual=True)
+        self.backbone = ResNet(backbone, zero_init_residual=True, base_channels=base_channels)
         self.arm16 = AttentionRefinement(width16, width)
         self.arm32 = AttentionRefinement(width32, width)
         self.conv_head16 = UpConvBNReLU(width)
@@ -173,6 +178,7 @@ class BiSeNetV1(nn.Module):
     """The two paths, their fusion, the head on it and, for training, two heads on the context.
 
     backbone: resnet18 (a quarter of the channels everywhere), resnet50 or resnet101, with the 7x7 stem and stride 32.
+    base_channels: of the first stage of the ResNet, 64 in the published network; all channels are in proportion.
     """
 
     classifiers = (
@@ -181,14 +187,14 @@ class BiSeNetV1(nn.Module):
         "auxiliary_heads.1.classifier.",
     )  # what is new for other classes, by the beginnings of names
 
-    def __init__(self, num_classes: int = 19, backbone: str = "resnet50"):
+    def __init__(self, num_classes: int = 19, backbone: str = "resnet50", base_channels: int = PUBLISHED_CHANNELS):
         super().__init__()
         if backbone not in WIDTHS:
             raise InputError(f"no BiSeNetV1 with backbone {backbone!r}: choose one of {', '.join(WIDTHS)}")
-        self.options = {"num_classes": num_classes, "backbone": backbone}
-        widths = WIDTHS[backbone]
+        self.options = {"num_classes": num_classes, "backbone": backbone, "base_channels": base_channels}
+        widths = WIDTHS[backbone].scaled(base_channels)
         context = widths.context[0]
-        self.context_path = ContextPath(backbone, widths.context)
+        self.context_path = ContextPath(backbone, widths.context, base_channels)
         self.spatial_path = SpatialPath(widths.spatial)
         self.feature_fusion = FeatureFusion(widths.spatial[3] + context, widths.fused)
         self.head = Head(widths.fused, widths.fused, num_classes)
@@ -232,9 +238,11 @@ class BiSeNetV1(nn.Module):
             )
 
 
-def build_model(num_classes: int = 19, backbone: str = "resnet50") -> BiSeNetV1:
+def build_model(
+    num_classes: int = 19, backbone: str = "resnet50", base_channels: int = PUBLISHED_CHANNELS
+) -> BiSeNetV1:
     """The network with random initial weights; `model.options` holds the arguments, for its checkpoints."""
-    return BiSeNetV1(num_classes, backbone)
+    return BiSeNetV1(num_classes, backbone, base_channels)
 
 
 def training_loss(

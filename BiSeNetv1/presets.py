@@ -27,6 +27,7 @@ BASE = {
     "cat_max_ratio": 0.75,
     "check_data": True,
     "backbone": "resnet50",
+    "base_channels": 64,
     "pretrained": "none",  # "No Pretrain" in the published tables
     "avg_non_ignore": False,  # mmsegmentation's default: the mean over all pixels
     "epochs": None,  # the length is counted in steps
@@ -38,6 +39,7 @@ BASE = {
     "warmup_factor": 0.1,
     "lr": 0.05,  # mmsegmentation's, for 16 images a step; resnet18: 0.025
     "min_lr": 1e-4,
+    "optimizer": "sgd",
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "eval_every_steps": 8000,

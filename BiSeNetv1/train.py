@@ -12,8 +12,6 @@ from common.args import parse_args
 if __name__ == "__main__":  # before torch is imported, so that --help and a wrong flag are answered at once
     ARGS = parse_args(presets, description=__doc__)
 
-import torch
-
 from BiSeNetv1.data import build_datasets
 from BiSeNetv1.model import BiSeNetV1, build_model, training_loss
 from BiSeNetv1.weights import from_reference, imagenet_file
@@ -27,13 +25,13 @@ from common.step.schedule import Schedule, poly, set_lr
 def build(args, run: Run):
     """The data sets and the network, with whatever can be wrong with them found before anything is trained."""
     data = build_datasets(args)
+    options = {"backbone": args.backbone, "base_channels": args.base_channels}
     if args.evaluate:
-        num_classes = data.val.info.num_classes
-        model = run.trained(build_model, from_reference, num_classes=num_classes, backbone=args.backbone)
+        model = run.trained(build_model, from_reference, num_classes=data.val.info.num_classes, **options)
         return data.with_network(model)
-    run.plan(data.train, args.crop_size, torch.optim.SGD)
+    run.plan(data.train, args.crop_size)
     learning_rate_schedule(args, run.length)  # InputError for a rate that cannot be
-    model = build_model(data.train.info.num_classes, args.backbone)
+    model = build_model(data.train.info.num_classes, **options)
     run.load(model, from_reference, model.context_path.backbone, imagenet_file)
     return data.with_network(model)
 
@@ -43,9 +41,8 @@ def main(args, run: Run, data, model: BiSeNetV1) -> dict:
     if args.evaluate:
         return run.evaluate_checkpoint(model, data.val)
     run.prepare(model)
-    optimizer = run.optimizer(
-        torch.optim.SGD, model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
-    )
+    # SGD with --lr, --momentum and --weight_decay, unless --optimizer is another one
+    optimizer = run.optimizer(model.parameters())
     lr_factor = learning_rate_schedule(args, run.length)
 
     for step, images, target in run.steps(data.train):

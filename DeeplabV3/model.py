@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common import IGNORE_INDEX
 from common.errors import InputError
-from common.nets.backbone import ResNet
+from common.nets.backbone import PUBLISHED_CHANNELS, ResNet, scaled
 from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, upsampled_cross_entropy
 from common.step.norm import trains_on_one_image
@@ -89,6 +89,7 @@ class DeepLabV3(nn.Module):
 
     backbone: resnet18, resnet50 or resnet101, with the stem 32, 32, 64, dilated in layer3 and layer4 to stride 8. Each
     of its residual blocks starts as the identity. The pyramid has a quarter of the channels of layer4.
+    base_channels: of the first stage of the ResNet, 64 in the published network; all channels are in proportion.
     """
 
     classifiers = (
@@ -96,13 +97,13 @@ class DeepLabV3(nn.Module):
         "auxiliary_head.classifier.",
     )  # what is new for other classes, by the beginnings of names
 
-    def __init__(self, num_classes: int = 19, backbone: str = "resnet50"):
+    def __init__(self, num_classes: int = 19, backbone: str = "resnet50", base_channels: int = PUBLISHED_CHANNELS):
         super().__init__()
         if backbone not in IMAGENET_FILES:
             raise InputError(f"no DeepLabV3 with backbone {backbone!r}: choose one of {', '.join(IMAGENET_FILES)}")
-        self.options = {"num_classes": num_classes, "backbone": backbone}
-        features = FEATURES[backbone]
-        self.backbone = ResNet(backbone, (False, True, True), stem_widths=(32, 32, 64), zero_init_residual=True)
+        self.options = {"num_classes": num_classes, "backbone": backbone, "base_channels": base_channels}
+        features, *stem_widths = (scaled(channels, base_channels) for channels in (FEATURES[backbone], 32, 32, 64))
+        self.backbone = ResNet(backbone, (False, True, True), stem_widths, True, base_channels)
         self.aspp = ASPP(features, features // 4)
         self.dropout = nn.Dropout2d(DROPOUT)
         self.classifier = pixel_classifier(features // 4, num_classes)
@@ -132,9 +133,11 @@ class DeepLabV3(nn.Module):
             )
 
 
-def build_model(num_classes: int = 19, backbone: str = "resnet50") -> DeepLabV3:
+def build_model(
+    num_classes: int = 19, backbone: str = "resnet50", base_channels: int = PUBLISHED_CHANNELS
+) -> DeepLabV3:
     """The network with random initial weights; `model.options` holds the arguments, for its checkpoints."""
-    return DeepLabV3(num_classes, backbone)
+    return DeepLabV3(num_classes, backbone, base_channels)
 
 
 def training_loss(

@@ -29,6 +29,7 @@ BASE = {
     "check_data": True,
     "arch": "deeplabv3",
     "backbone": "resnet50",
+    "base_channels": 64,
     "pretrained": "./pretrained",
     "avg_non_ignore": False,  # mmsegmentation's default: the mean over all pixels
     "epochs": None,  # the length is counted in steps
@@ -37,6 +38,7 @@ BASE = {
     "eval_batch_size": 1,
     "lr": 0.008,
     "min_lr": 1e-4,
+    "optimizer": "sgd",
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "eval_every_steps": 6000,

@@ -12,8 +12,6 @@ from DeeplabV3 import presets
 if __name__ == "__main__":  # before torch is imported, so that --help and a wrong flag are answered at once
     ARGS = parse_args(presets, description=__doc__)
 
-import torch
-
 from common.errors import InputError
 from common.run import Run
 from common.start import launch
@@ -27,13 +25,13 @@ def build(args, run: Run):
     """The data sets and the network, with whatever can be wrong with them found before anything is trained."""
     args.backbone = chosen_backbone(args)
     data = build_datasets(args)
+    options = {"backbone": args.backbone, "base_channels": args.base_channels}
     if args.evaluate:
-        num_classes = data.val.info.num_classes
-        model = run.trained(build_model, from_reference, num_classes=num_classes, backbone=args.backbone)
+        model = run.trained(build_model, from_reference, num_classes=data.val.info.num_classes, **options)
         return data.with_network(model)
-    run.plan(data.train, args.crop_size, torch.optim.SGD)
+    run.plan(data.train, args.crop_size)
     learning_rate_schedule(args, run.length.schedule_steps)  # InputError for a rate that cannot be
-    model = build_model(data.train.info.num_classes, args.backbone)
+    model = build_model(data.train.info.num_classes, **options)
     run.load(model, from_reference, model.backbone, imagenet_file)
     return data.with_network(model)
 
@@ -43,9 +41,8 @@ def main(args, run: Run, data, model: DeepLabV3) -> dict:
     if args.evaluate:
         return run.evaluate_checkpoint(model, data.val)
     run.prepare(model)
-    optimizer = run.optimizer(
-        torch.optim.SGD, model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
-    )
+    # SGD with --lr, --momentum and --weight_decay, unless --optimizer is another one
+    optimizer = run.optimizer(model.parameters())
     lr_factor = learning_rate_schedule(args, run.length.schedule_steps)
 
     for step, images, target in run.steps(data.train):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.nets.backbone import find_imagenet
+from common.nets.imagenet import find_imagenet
 from common.record.foreign import Format, Translated, always, network_options, translated
 
 # ImageNet weights with the stem 32, 32, 64 ("v1c"), published by OpenMMLab under IMAGENET_URL
@@ -70,7 +70,7 @@ FORMATS = (
 
 
 def imagenet_file(backbone: str, source: str) -> Path | None:
-    """The file that `--pretrained SOURCE` means for this backbone (`common.nets.backbone.find_imagenet`)."""
+    """The file that `--pretrained SOURCE` means for this backbone (`common.nets.imagenet.find_imagenet`)."""
     name = IMAGENET_FILES[backbone]
     return find_imagenet(source, [name, f"{backbone}_v1c.pth"], IMAGENET_URL + name)
 

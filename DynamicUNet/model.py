@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from common import IGNORE_INDEX
 from common.errors import InputError
-from common.nets.backbone import ResNet
+from common.nets.backbone import PUBLISHED_CHANNELS, ResNet
 from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, cross_entropy
 from common.step.norm import trains_on_one_image
@@ -128,18 +128,20 @@ class DynamicUNet(nn.Module):
 
     backbone: a torchvision ResNet (v1.5) of any depth. The features kept are those before each change of size: of the
     stem, of layer1, layer2 and layer3.
+
+    base_channels: of its first stage, 64 in the published network; the decoder grows on however many there are.
     """
 
     classifiers = ("classifier.",)  # what is new for other classes, by the beginnings of names
 
-    def __init__(self, num_classes: int = 21, backbone: str = "resnet50"):
+    def __init__(self, num_classes: int = 21, backbone: str = "resnet50", base_channels: int = PUBLISHED_CHANNELS):
         super().__init__()
         if backbone not in IMAGENET_FILES:
             raise InputError(f"no DynamicUNet with backbone {backbone!r}: choose one of {', '.join(IMAGENET_FILES)}")
-        self.options = {"num_classes": num_classes, "backbone": backbone}
-        self.encoder = ResNet(backbone)
+        self.options = {"num_classes": num_classes, "backbone": backbone, "base_channels": base_channels}
+        self.encoder = ResNet(backbone, base_channels=base_channels)
         expansion = self.encoder.layer1[0].expansion  # 4 for bottleneck blocks, 1 for basic ones
-        *skip_channels, channels = 64, *(width * expansion for width in (64, 128, 256, 512))
+        *skip_channels, channels = base_channels, *(base_channels * width * expansion for width in (1, 2, 4, 8))
         self.encoder_bn = batch_norm(channels)
         self.middle = nn.Sequential(Convolution(channels, 2 * channels), Convolution(2 * channels, channels))
         self.blocks = nn.ModuleList()
@@ -195,9 +197,11 @@ class DynamicUNet(nn.Module):
             )
 
 
-def build_model(num_classes: int = 21, backbone: str = "resnet50") -> DynamicUNet:
+def build_model(
+    num_classes: int = 21, backbone: str = "resnet50", base_channels: int = PUBLISHED_CHANNELS
+) -> DynamicUNet:
     """The network with random initial weights; `model.options` holds the arguments, for its checkpoints."""
-    return DynamicUNet(num_classes, backbone)
+    return DynamicUNet(num_classes, backbone, base_channels)
 
 
 def training_loss(

@@ -28,6 +28,7 @@ BASE = {
     "check_data": True,
     "arch": "dynamicunet",
     "backbone": "resnet50",
+    "base_channels": 64,
     "pretrained": "./pretrained",
     "epochs": 50,
     "device_batch_size": 4,
@@ -39,6 +40,7 @@ BASE = {
     # The runner means 1 for the encoder and trains it with 10 all the same, which gave the published scores.
     "encoder_lr_factor": 10.0,
     "head_lr_factor": 10.0,
+    "optimizer": "sgd",
     "momentum": 0.9,
     "weight_decay": 1e-4,
     "eval_every_epochs": 1,

@@ -12,8 +12,6 @@ from DynamicUNet import presets
 if __name__ == "__main__":  # before torch is imported, so that --help and a wrong flag are answered at once
     ARGS = parse_args(presets, description=__doc__)
 
-import torch
-
 from common.run import Run
 from common.start import launch
 from common.step.schedule import Schedule, set_lr
@@ -27,12 +25,12 @@ POWER = 0.9  # of the falling learning rate
 def build(args, run: Run):
     """The data sets and the network, with whatever can be wrong with them found before anything is trained."""
     data = build_datasets(args)
+    options = {"backbone": args.backbone, "base_channels": args.base_channels}
     if args.evaluate:
-        num_classes = data.val.info.num_classes
-        model = run.trained(build_model, from_reference, num_classes=num_classes, backbone=args.backbone)
+        model = run.trained(build_model, from_reference, num_classes=data.val.info.num_classes, **options)
         return data.with_network(model)
-    run.plan(data.train, args.crop_size, torch.optim.SGD)
-    model = build_model(data.train.info.num_classes, args.backbone)
+    run.plan(data.train, args.crop_size)
+    model = build_model(data.train.info.num_classes, **options)
     run.load(model, from_reference, model.encoder, imagenet_file)
     return data.with_network(model)
 
@@ -43,7 +41,7 @@ def main(args, run: Run, data, model: DynamicUNet) -> dict:
         return run.evaluate_checkpoint(model, data.val)
     run.prepare(model)
     groups = parameter_groups(model, args, run.world.size)
-    optimizer = run.optimizer(torch.optim.SGD, groups, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = run.optimizer(groups)  # SGD with --momentum and --weight_decay, unless --optimizer is another one
     lr_factor = learning_rate_schedule(run.length.schedule_steps, args.warmup_steps, args.warmup_factor)
 
     for step, images, target in run.steps(data.train):

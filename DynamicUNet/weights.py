@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.nets.backbone import find_imagenet
+from common.nets.imagenet import find_imagenet
 from common.record.foreign import Format, Translated, network_options, translated
 
 # ImageNet weights of torchvision under IMAGENET_URL. The first file of each pair is that of the original's time; both
@@ -67,7 +67,7 @@ FORMATS = (
 
 
 def imagenet_file(backbone: str, source: str) -> Path | None:
-    """The file that `--pretrained SOURCE` means for this backbone (`common.nets.backbone.find_imagenet`)."""
+    """The file that `--pretrained SOURCE` means for this backbone (`common.nets.imagenet.find_imagenet`)."""
     names = IMAGENET_FILES[backbone]
     return find_imagenet(source, names, IMAGENET_URL + names[0])
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common import IGNORE_INDEX
 from common.errors import InputError
-from common.nets.backbone import ResNet
+from common.nets.backbone import PUBLISHED_CHANNELS, ResNet, scaled
 from common.nets.resize import interpolation
 from common.nets.resize import resize as resize_bilinear
 from common.step.criteria import Criterion
@@ -120,7 +120,7 @@ class CascadeFeatureFusion(nn.Module):
     the auxiliary output in training ("Cascade Label Guidance").
     """
 
-    def __init__(self, low_channels: int, high_channels: int, num_classes: int, channels: int = 128):
+    def __init__(self, low_channels: int, high_channels: int, num_classes: int, channels: int):
         super().__init__()
         self.conv_low = nn.Sequential(
             nn.Conv2d(low_channels, channels, kernel_size=3, padding=2, dilation=2, bias=False),
@@ -143,6 +143,7 @@ class ICNet(nn.Module):
 
     backbone: resnet50, resnet101 or resnet152, with the stem 64, 64, 128, dilated in layer3 and layer4 to stride 8. The
     half-size and the quarter-size branch share its weights. Convolutions outside it keep PyTorch's initial values.
+    base_channels: of the first stage of the ResNet, 64 in the published network; all channels are in proportion.
     """
 
     classifiers = (
@@ -151,17 +152,18 @@ class ICNet(nn.Module):
         "cff_24.label_guidance.",
     )  # what is new for other classes, by the beginnings of names
 
-    def __init__(self, num_classes: int = 19, backbone: str = "resnet50"):
+    def __init__(self, num_classes: int = 19, backbone: str = "resnet50", base_channels: int = PUBLISHED_CHANNELS):
         super().__init__()
         if backbone not in IMAGENET_FILES:
             raise InputError(f"no ICNet with backbone {backbone!r}: choose one of {', '.join(IMAGENET_FILES)}")
-        self.options = {"num_classes": num_classes, "backbone": backbone}
-        self.backbone = ResNet(backbone, (False, True, True), stem_widths=(64, 64, 128))
-        self.full_branch = nn.Sequential(ConvBNReLU(3, 32), ConvBNReLU(32, 32), ConvBNReLU(32, 64))
+        self.options = {"num_classes": num_classes, "backbone": backbone, "base_channels": base_channels}
+        c32, c64, c128, c512, c2048 = (scaled(channels, base_channels) for channels in (32, 64, 128, 512, 2048))
+        self.backbone = ResNet(backbone, (False, True, True), stem_widths=(c64, c64, c128), base_channels=base_channels)
+        self.full_branch = nn.Sequential(ConvBNReLU(3, c32), ConvBNReLU(c32, c32), ConvBNReLU(c32, c64))
         self.pyramid_pooling = PyramidPooling()
-        self.cff_24 = CascadeFeatureFusion(2048, 512, num_classes)
-        self.cff_12 = CascadeFeatureFusion(128, 64, num_classes)
-        self.classifier = nn.Conv2d(128, num_classes, kernel_size=1, bias=False)
+        self.cff_24 = CascadeFeatureFusion(c2048, c512, num_classes, c128)
+        self.cff_12 = CascadeFeatureFusion(c128, c64, num_classes, c128)
+        self.classifier = nn.Conv2d(c128, num_classes, kernel_size=1, bias=False)
 
     def heads(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images [B, 3, H, W] -> logits [B, num_classes, h, w] at 1/4, 1/8 and 1/16 of the image, in any mode.
@@ -219,9 +221,9 @@ class ICNet(nn.Module):
             )
 
 
-def build_model(num_classes: int = 19, backbone: str = "resnet50") -> ICNet:
+def build_model(num_classes: int = 19, backbone: str = "resnet50", base_channels: int = PUBLISHED_CHANNELS) -> ICNet:
     """The network with random initial weights; `model.options` holds the arguments, for its checkpoints."""
-    return ICNet(num_classes, backbone)
+    return ICNet(num_classes, backbone, base_channels)
 
 
 def training_loss(

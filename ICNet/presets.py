@@ -26,6 +26,7 @@ BASE = {
     "check_data": True,
     "arch": "icnet",
     "backbone": "resnet50",
+    "base_channels": 64,
     "pretrained": "./pretrained",
     "label_resize": "aligned",  # the original blends class ids: see the known issues in the README
     "epochs": 200,
@@ -35,6 +36,7 @@ BASE = {
     "warmup_epochs": 3,
     "lr": 0.01,
     "head_lr_factor": 1.0,  # the ModelZoo runs train all layers alike; liminn's poly schedule uses 10
+    "optimizer": "sgd",
     "momentum": 0.9,
     "weight_decay": 1e-4,
     "eval_every_epochs": 1,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.nets.backbone import find_imagenet
+from common.nets.imagenet import find_imagenet
 from common.record.foreign import Format, Translated, always, network_options, translated
 
 # ImageNet weights with the stem 64, 64, 128, published by PyTorch-Encoding as zip files under IMAGENET_URL
@@ -38,7 +38,7 @@ FORMATS = (
 
 
 def imagenet_file(backbone: str, source: str) -> Path | None:
-    """The file that `--pretrained SOURCE` means for this backbone (`common.nets.backbone.find_imagenet`)."""
+    """The file that `--pretrained SOURCE` means for this backbone (`common.nets.imagenet.find_imagenet`)."""
     name = IMAGENET_FILES[backbone]
     return find_imagenet(source, [name], IMAGENET_URL + name.replace(".pth", ".zip"))
 

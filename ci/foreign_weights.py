@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.nets.backbone import ResNet, load_imagenet, torchvision_models
+from common.nets.backbone import ResNet, torchvision_models
+from common.nets.imagenet import load_imagenet
 from common.record.checkpoint import load_model
 
 SIZES = ((64, 96), (97, 129))

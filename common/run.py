@@ -50,7 +50,7 @@ from common.step.compiling import compiled, recorded
 from common.step.criteria import Criterion
 from common.step.freezing import freeze
 from common.step.norm import synchronize_batch_norm
-from common.step.optimizer import check_source, fused_optimizer, trained_groups
+from common.step.optimizer import OPTIMIZERS, check_source, fused_optimizer, optimizer_options, trained_groups
 from common.step.recomputing import recomputed
 from common.trained import check_evaluation, evaluate_best, evaluate_checkpoint
 
@@ -114,14 +114,14 @@ class Run:
             self.criterion = chosen_criterion(self.args, self.datasets.train)
         return self.datasets, model
 
-    def plan(self, train_set: LabelledPictures, image_size: tuple[int, int], optimizer: type[Optimizer]) -> None:
+    def plan(self, train_set: LabelledPictures, image_size: tuple[int, int]) -> None:
         """Count the images of a step and the steps of the run, and check that the device has the optimizer.
 
-        image_size: height and width of the training images. optimizer: torch.optim.SGD or Adam. Raises InputError for
-        what does not divide, for a data set of less than a step, and for what the device does not support.
+        image_size: height and width of the training images. Raises InputError for what does not divide, for a data set
+        of less than a step, and for what the device does not support.
         """
         args = self.args
-        check_source(args.fused_optimizer, optimizer, find_device_type(args.device))
+        check_source(args.fused_optimizer, OPTIMIZERS[args.optimizer], find_device_type(args.device))
         self.image_size = image_size
         self.device_batch_size = images_of_one_device(args, self.processes)
         self.images_per_step = self.device_batch_size * self.processes * args.accumulate
@@ -178,14 +178,14 @@ class Run:
         self.model = place(model, self.world)
         self.criterion = self.criterion and self.criterion.on(self.world.device)
 
-    def optimizer(self, kind: type[Optimizer], parameters: Iterable, **options: object) -> Optimizer:
-        """torch.optim.SGD or Adam, in the fastest form that the device has, with mixed precision around it.
+    def optimizer(self, parameters: Iterable) -> Optimizer:
+        """That of --optimizer, in the fastest form that the device has, with mixed precision around it.
 
         parameters: tensors, or groups with options of their own. A run that continues has its state afterwards.
         """
-        args = self.args
+        args, kind = self.args, OPTIMIZERS[self.args.optimizer]
         groups = trained_groups(parameters, args.norm_decay)
-        optimizer = fused_optimizer(kind, groups, self.world, args.fused_optimizer, **options)
+        optimizer = fused_optimizer(kind, groups, self.world, args.fused_optimizer, **optimizer_options(args))
         self.amp = Amp.of(args, self.model, optimizer, self.opt_level, self.world)
         self.notes += self.amp.follow_weights(args.ema)
         if self.resumed:

@@ -31,7 +31,10 @@ SMALL = {
     "eval_batch_size": 2,
     "save_every_epochs": 0,
     "log_every_steps": 1,
+    "optimizer": "sgd",
     "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
 }
 PRESETS = {"default": SMALL, "in_steps": {**SMALL, "epochs": None, "total_steps": 5}}
 ALIASES: dict[str, str] = {}
@@ -96,7 +99,7 @@ def build(args: Namespace, run: Run) -> tuple[Datasets, Network]:
     data = Datasets(None if args.evaluate else Pictures(8), Pictures(3) if args.evaluate or args.validate else None)
     if args.evaluate:
         return data, run.trained(Network, from_reference)
-    run.plan(data.train, IMAGE_SIZE, torch.optim.SGD)
+    run.plan(data.train, IMAGE_SIZE)
     model = Network()
     run.load(model, from_reference)
     return data, model
@@ -107,7 +110,7 @@ def main(args: Namespace, run: Run, data: Datasets, model: Network) -> dict:
     if args.evaluate:
         return run.evaluate_checkpoint(model, data.val)
     run.prepare(model)
-    run.optimizer(torch.optim.SGD, model.parameters(), lr=args.lr, momentum=0.9)
+    run.optimizer(model.parameters())
     for step, images, target in run.steps(data.train):
         with run.autocast():
             losses = training_loss(run.network(images), target)

@@ -22,7 +22,7 @@ from ci.tests.runs import assert_same_statistics, in_two_processes
 from common import IGNORE_INDEX
 from common.data.order import Length
 from common.errors import InputError
-from common.nets.backbone import load_imagenet
+from common.nets.imagenet import load_imagenet
 from common.step.losses import upsampled_cross_entropy
 
 HEADS = ("decode", "aux0", "aux1")

@@ -85,11 +85,11 @@ def test_a_run_in_parts_is_that_of_large_batches(tmp_path, without_norm, flags):
 def test_gradients_in_float64_are_those_of_the_large_batch(tmp_path, without_norm):
     gradients = []
     for flags in ({"device_batch_size": 8}, {"device_batch_size": 2, "accumulate": 4}):
-        run = Run(arguments(tmp_path / str(len(gradients)), **flags, validate=0, max_steps=1), small_folder)
+        run = Run(arguments(tmp_path / str(len(gradients)), **flags, validate=0, max_steps=1, lr=1.0), small_folder)
         data, model = run.build(build)
         run.join()
         run.prepare(model.double())
-        run.optimizer(torch.optim.SGD, model.parameters(), lr=1.0)
+        run.optimizer(model.parameters())
         before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         for _, images, target in run.steps(data.train):
             outputs = run.network(images.double())
@@ -114,7 +114,7 @@ def as_one_of_two(output_dir: Path, flags: dict) -> None:
     data, model = run.build(build)
     run.join()
     run.prepare(model)
-    run.optimizer(torch.optim.SGD, model.parameters(), lr=0.1, momentum=0.9)
+    run.optimizer(model.parameters())
     exchanged = []
     for step, images, target in run.steps(data.train):
         exchanged.append(run.network.require_backward_grad_sync)

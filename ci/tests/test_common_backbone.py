@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ci.tests.folders import FOLDERS, module
 from common.errors import InputError
-from common.nets.backbone import ResNet, find_imagenet, load_imagenet, plain_state_dict, torchvision_models
+from common.nets.backbone import ResNet, torchvision_models
+from common.nets.imagenet import find_imagenet, load_imagenet, plain_state_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 V1S = (64, 64, 128)
@@ -36,6 +38,49 @@ def test_parameter_count(name, stem_widths, parameters):
     torchvision_models()  # torch 2.6 cannot import it under another default device
     with torch.device("meta"):
         assert count(ResNet(name, stem_widths=stem_widths)) == parameters
+
+
+@pytest.mark.parametrize(("name", "stem_widths"), [("resnet18", None), ("resnet50", None), ("resnet50", (16, 16, 32))])
+def test_fewer_channels_are_in_proportion(name, stem_widths):
+    torch.manual_seed(0)
+    narrow = ResNet(name, stem_widths=stem_widths, base_channels=16).eval()
+    with torch.device("meta"):
+        published = ResNet(name, stem_widths=stem_widths and (64, 64, 128)).state_dict()
+    expected = {  # colours, sides of kernels and counters are less than 32
+        key: tuple(side // 4 if side >= 32 else side for side in value.shape) for key, value in published.items()
+    }
+    assert {key: tuple(value.shape) for key, value in narrow.state_dict().items()} == expected
+    outputs = narrow(torch.randn(1, 3, 64, 64))
+    expansion = 1 if name == "resnet18" else 4
+    assert [tuple(output.shape[1:3]) for output in outputs] == [(16 * expansion * 2**i, 16 >> i) for i in range(4)]
+    for convolution in (layer for layer in narrow.modules() if isinstance(layer, torch.nn.Conv2d)):
+        fan_out = convolution.out_channels * convolution.kernel_size[0] ** 2
+        assert convolution.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_channels_of_a_whole_network_are_in_proportion(folder):
+    """With --base_channels a quarter of the published ones, and the same layers; so a checkpoint is read again."""
+    build_model = module(folder, "model").build_model
+    with torch.device("meta"):
+        published, narrow = build_model(), build_model(base_channels=16)
+        again = build_model(**narrow.options)
+    classes, colours = published.options["num_classes"], 3
+    shapes = {name: value.shape for name, value in published.state_dict().items()}
+    assert {name: len(shape) for name, shape in shapes.items()} == {k: v.dim() for k, v in narrow.state_dict().items()}
+    for name, value in narrow.state_dict().items():
+        assert again.state_dict()[name].shape == value.shape
+        for less, whole in zip(value.shape[:2], shapes[name], strict=False):
+            # an image beside features is three channels more
+            in_proportion = 4 * less == whole or 4 * (less - colours) == whole - colours
+            assert in_proportion or less == whole in (1, colours, classes), name
+    assert sum(map(torch.numel, narrow.parameters())) < sum(map(torch.numel, published.parameters())) / 12
+
+
+def test_channels_that_cannot_be_in_proportion_are_refused():
+    for channels in (12, 4, 0, -16):
+        with pytest.raises(InputError, match=f"^{channels} channels at the first stage: give a multiple of 8"):
+            ResNet("resnet18", base_channels=channels)
 
 
 def test_names_of_a_deep_stem():

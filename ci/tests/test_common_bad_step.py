@@ -29,7 +29,7 @@ def begun(output_dir: Path, processes: int = 1, **flags) -> tuple:
     data, model = run.build(build)
     run.join()
     run.prepare(model)
-    run.optimizer(torch.optim.SGD, model.parameters(), lr=0.1, momentum=0.9)
+    run.optimizer(model.parameters())
     return run, data, model
 
 

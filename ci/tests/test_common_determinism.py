@@ -36,7 +36,7 @@ class PutOnTheWayBack(torch.autograd.Function):
 
 def main(args, run, data, model) -> dict:
     run.prepare(model)
-    run.optimizer(torch.optim.SGD, model.parameters(), lr=args.lr)
+    run.optimizer(model.parameters())
     for _, images, target in run.steps(data.train):
         target = target.clone().put_(torch.tensor([0]), target.flatten()[:1])  # in another place than on the way back
         losses = small_folder.training_loss(run.network(images), target)

@@ -41,7 +41,7 @@ def test_a_run_writes_it_before_its_first_step_and_one_that_goes_on_does_not(tmp
 
     def main(args, run, data, model):
         run.prepare(model)
-        run.optimizer(torch.optim.SGD, model.parameters(), lr=args.lr)
+        run.optimizer(model.parameters())
         for _, images, target in run.steps(data.train):
             seen.append(Path(args.output_dir, NAME).is_file())
             run.step(small_folder.training_loss(run.network(images), target))

@@ -89,7 +89,7 @@ class WithEncoder(Network):
 
 def build(args, run):
     data = Datasets(Pictures(8), None)
-    run.plan(data.train, IMAGE_SIZE, torch.optim.SGD)
+    run.plan(data.train, IMAGE_SIZE)
     model = WithEncoder()
     run.load(model, from_reference, model.encoder)
     return data, model

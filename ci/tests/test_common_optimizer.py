@@ -1,6 +1,7 @@
 """common/step/optimizer.py: one pass over the weights, whatever lies how in memory."""
 
 import sys
+from argparse import Namespace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -13,9 +14,14 @@ from common.device.world import World
 from common.errors import InputError
 from common.run import Run
 from common.step import optimizer
-from common.step.optimizer import check_source, fused_optimizer
+from common.step.optimizer import OPTIMIZERS, check_source, fused_optimizer, optimizer_options
 
-KINDS = [(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}), (torch.optim.Adam, {"weight_decay": 0.01})]
+KINDS = {
+    torch.optim.SGD: {"momentum": 0.9, "weight_decay": 0.01},
+    torch.optim.Adam: {"weight_decay": 0.01},
+    torch.optim.AdamW: {"weight_decay": 0.3},
+}
+OF_EACH_KIND = pytest.mark.parametrize("kind, options", KINDS.items(), ids=[kind.__name__ for kind in KINDS])
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -76,9 +82,34 @@ def test_where_there_are_fused_kernels(device_type, registered, saturating, mome
     assert asked == (["aten::_fused_sgd_"] if device_type == "npu" else [])
 
 
+@pytest.mark.parametrize("own", [{"momentum": 0.8}, {"beta1": 0.8, "beta2": 0.9}], ids=["of SGD", "of Adam"])
+def test_what_each_optimizer_does_with_a_gradient(own):
+    """Two steps by the formulas of the papers, whichever flags a folder has for them."""
+    second, rate, decay, weight, gradients = own.get("beta2", 0.999), 0.1, 0.3, 2.0, (0.5, -1.0)
+    for name in ("sgd", "adam", "adamw"):
+        options = optimizer_options(Namespace(optimizer=name, lr=rate, weight_decay=decay, **own))
+        ours = torch.tensor([weight], dtype=torch.float64, requires_grad=True)
+        optimizer = fused_optimizer(OPTIMIZERS[name], [ours], in_layout(torch.contiguous_format), **options)
+        theirs, mean, square = weight, 0.0, 0.0
+        for step, gradient in enumerate(gradients, start=1):
+            ours.grad = torch.tensor([gradient], dtype=torch.float64)
+            optimizer.step()
+            if name == "adamw":  # arXiv 1711.05101, algorithm 2
+                theirs -= rate * decay * theirs
+            else:
+                gradient += decay * theirs
+            if name == "sgd":
+                mean = 0.8 * mean + gradient if step > 1 else gradient
+                theirs -= rate * mean
+                continue
+            mean, square = 0.8 * mean + 0.2 * gradient, second * square + (1 - second) * gradient**2
+            theirs -= rate * (mean / (1 - 0.8**step)) / ((square / (1 - second**step)) ** 0.5 + 1e-8)
+        assert ours.item() == pytest.approx(theirs, rel=1e-9), name
+
+
 @pytest.mark.parametrize("saved", LAYOUTS, ids=str)
 @pytest.mark.parametrize("loaded", LAYOUTS, ids=str)
-@pytest.mark.parametrize("kind, options", KINDS, ids=["SGD", "Adam"])
+@OF_EACH_KIND
 def test_momentum_continues_in_another_layout(kind, options, loaded, saved):
     """A checkpoint of a run with one layout, continued with another: as one run that updates tensor by tensor."""
     before, after = layer(saved), layer(loaded)
@@ -100,7 +131,7 @@ def test_momentum_continues_in_another_layout(kind, options, loaded, saved):
         assert momentum and all(value.stride() == parameter.stride() for value in momentum)
 
 
-@pytest.mark.parametrize("kind, options", KINDS, ids=["SGD", "Adam"])
+@OF_EACH_KIND
 def test_nothing_is_copied_in_a_step(kind, options):
     """Weights of the layout channels_last are updated where they are, and look afterwards as they did before."""
     model = layer(torch.channels_last)
@@ -134,13 +165,13 @@ def test_shapes_that_look_the_same_when_turned(shape):
                                           (0, {"first.weight", "last.weight"})])  # fmt: skip
 def test_biases_and_norms_are_decayed_unless_that_is_not_wanted(tmp_path, decay, moved):
     """By a step without gradients; the last bias has a group of its own, without decay in either case."""
-    run = Run(small_folder.arguments(tmp_path / "run", norm_decay=decay), small_folder)
+    run = Run(small_folder.arguments(tmp_path / "run", norm_decay=decay, weight_decay=0.01), small_folder)
     _, model = run.build(small_folder.build)
     run.join()
     run.prepare(model)
     *weights, last = model.parameters()
     groups = [{"params": iter(weights), "lr": 0.5}, {"params": [last], "lr": 0.1, "weight_decay": 0.0}]
-    made = run.optimizer(torch.optim.SGD, groups, lr=0.1, momentum=0.9, weight_decay=0.01)
+    made = run.optimizer(groups)
     assert [(len(group["params"]), group["lr"]) for group in made.param_groups] == (
         [(5, 0.5), (1, 0.1)] if decay else [(2, 0.5), (3, 0.5), (1, 0.1)]
     )

@@ -42,7 +42,7 @@ def started(tmp_path):
         data, model = run.build(build)
         run.join()
         run.prepare(model)
-        run.optimizer(torch.optim.SGD, model.parameters(), lr=0.1, momentum=0.9)
+        run.optimizer(model.parameters())
         return run, data, model
 
     return start
@@ -159,7 +159,7 @@ def test_the_weights_that_a_run_begins_with(tmp_path):
 
     def begun(imagenet=None, **flags) -> tuple[str, Network]:
         run = Run(arguments(tmp_path / "other", **flags), small_folder)
-        run.plan(Pictures(8), small_folder.IMAGE_SIZE, torch.optim.SGD)
+        run.plan(Pictures(8), small_folder.IMAGE_SIZE)
         model = Network()
         run.load(model, from_reference, encoder, lambda backbone, source: imagenet)
         (note,) = run.notes

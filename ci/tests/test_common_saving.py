@@ -227,7 +227,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
 
     def spoil(args, run, data, model) -> dict:
         run.prepare(model)
-        run.optimizer(torch.optim.SGD, model.parameters(), lr=0.1)
+        run.optimizer(model.parameters())
         for step, images, target in run.steps(data.train):
             run.step(small_folder.training_loss(run.network(images), target))
             if step == 1:
@@ -252,7 +252,7 @@ def test_a_checkpoint_comes_after_so_many_minutes(tmp_path, monkeypatch, minutes
 
     def timed(args, run, data, model) -> dict:
         run.prepare(model)
-        run.optimizer(torch.optim.SGD, model.parameters(), lr=0.1)
+        run.optimizer(model.parameters())
         for step, images, target in run.steps(data.train):
             run.step(small_folder.training_loss(run.network(images), target))
             clock[0] += 10

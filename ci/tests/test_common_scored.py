@@ -52,7 +52,7 @@ def build(args, run: Run) -> tuple[Datasets, Narrow]:
         data = Datasets(None, Large(3))
         return data, run.trained(Narrow, from_reference)
     data = Datasets(Pictures(8), Large(3))
-    run.plan(data.train, IMAGE_SIZE, torch.optim.SGD)
+    run.plan(data.train, IMAGE_SIZE)
     model = Narrow()
     run.load(model, from_reference)
     return data, model

@@ -15,7 +15,7 @@ from ci.tests.golden_case import GoldenCase
 from ci.tests.operators import Operators
 from common import IGNORE_INDEX
 from common.errors import InputError
-from common.nets.backbone import load_imagenet
+from common.nets.imagenet import load_imagenet
 from DynamicUNet import model as dynamicunet_model
 from DynamicUNet import presets as dynamicunet_presets
 from DynamicUNet.model import DynamicUNet, PixelShuffleICNR, UnetBlock, build_model, pixel_shuffle, training_loss

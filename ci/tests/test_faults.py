@@ -134,7 +134,7 @@ def test_each_loss_is_minimised(tmp_path):
 
     def main(args, run, data, model) -> dict:
         run.prepare(model)
-        run.optimizer(torch.optim.SGD, model.parameters(), lr=1.0)
+        run.optimizer([{"params": list(model.parameters()), "lr": 1.0, "momentum": 0.0}])
         weights = model.first.bias, model.last.bias
         before = [weight.detach().clone() for weight in weights]
         for _ in run.steps(data.train):

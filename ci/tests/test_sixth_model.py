@@ -60,7 +60,7 @@ def training_loss(
 WEIGHTS = '''
 """Nobody else has trained this network."""
 
-from common.nets.backbone import plain_state_dict as from_reference
+from common.record.foreign import plain_state_dict as from_reference
 
 __all__ = ["from_reference"]
 '''

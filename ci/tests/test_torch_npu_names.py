@@ -151,12 +151,14 @@ def test_the_optimizers_of_the_plugin_are_known_by_the_calls_that_choose_them(tm
         from common.step.optimizer import fused_optimizer
         fused_optimizer(torch.optim.SGD, model.parameters(), world, "torch_npu", lr=1, momentum=0.9)
         def main(args, run):
-            run.optimizer(torch.optim.Adam, run.model.parameters(), lr=args.lr)
-            self.amp = Amp(self.model, run.optimizer(kind, parameters), run.amp.optimizer())
+            KINDS = {"adam": torch.optim.Adam, "other": torch.optim.Adagrad}
+            self.amp = Amp(self.model, run.optimizer(parameters), run.amp.optimizer())
         """
     uses = collect(tmp_path, write(tmp_path, {"ICNet/train.py": text}))
     assert uses == [
-        Use("torch_npu.optim.NpuFusedAdam", "ICNet/train.py", 5, Call(1, ("lr",)), imported=True),
+        Use(
+            "torch_npu.optim.NpuFusedAdam", "ICNet/train.py", 5, Call(1, ("lr", "weight_decay", "betas")), imported=True
+        ),
         Use("torch_npu.optim.NpuFusedSGD", "ICNet/train.py", 3, Call(1, ("lr", "momentum")), imported=True),
     ]
 
@@ -170,7 +172,7 @@ def test_the_sources_are_all_of_the_product_and_no_test():
     } <= files
     assert not any(file.startswith("ci/") for file in files)
     collected = {use.name for use in collect(ROOT, names.product_files(ROOT))}
-    optimizers = {"torch_npu.optim.NpuFusedAdam", "torch_npu.optim.NpuFusedSGD"}
+    optimizers = {f"torch_npu.optim.NpuFused{kind}" for kind in ("Adam", "AdamW", "SGD")}
     assert {"torch.npu.is_available", "torch.npu.Stream", *optimizers} <= collected
 
 

@@ -13,7 +13,7 @@ from ci.tests.operators import Operators
 from common.device.placement import place
 from common.device.world import World
 from common.step.amp import Amp
-from common.step.optimizer import fused_optimizer
+from common.step.optimizer import OPTIMIZERS, fused_optimizer, optimizer_options
 from common.tools.plain import plain_losses, plain_network, plain_training
 from common.tools.timing import Folder
 
@@ -66,13 +66,8 @@ def test_a_whole_step_is_the_plain_one(folder):
     case = Case(folder, torch.float64)
     step = plain_training(case.model, case.training_loss, case.args)
     model = copy.deepcopy(case.model).to(memory_format=case.world.memory_format)
-    kind, options = (
-        (torch.optim.Adam, {"betas": (case.args.beta1, case.args.beta2)})
-        if hasattr(case.args, "beta1")
-        else (torch.optim.SGD, {"momentum": case.args.momentum})
-    )
     optimizer = fused_optimizer(
-        kind, model.parameters(), case.world, lr=case.args.lr, weight_decay=case.args.weight_decay, **options
+        OPTIMIZERS[case.args.optimizer], model.parameters(), case.world, **optimizer_options(case.args)
     )
     amp = Amp(model, optimizer, "O0", "dynamic", case.world)
     images = case.images.contiguous(memory_format=case.world.memory_format)

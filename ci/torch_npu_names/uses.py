@@ -3,16 +3,19 @@
 What is found: `torch.npu.X` and `torch_npu.X`, also through an import, a variable, `self.X` or a function of the
 repository that returns one; and `getattr(torch, device_type).X`, as whatever is not a literal there may be "npu". What
 is not: attributes of what a call returns, such as the methods of a stream; names of a module that is a function's
-argument; and names that are put together from text, other than those of the optimizers that `Run.optimizer` and
-`fused_optimizer` choose.
+argument; and names that are put together from text, other than those of the optimizers that a run can have and those
+that `fused_optimizer` is called with.
 """
 
 import ast
 import inspect
 import re
+from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.step.optimizer import OPTIMIZERS, optimizer_options
 
 MODULE_AS_TEXT = re.compile(r"torch_npu(\.\w+)+")
 BELOW = ("torch.npu.", "torch_npu.")
@@ -189,12 +192,21 @@ class _Collector(ast.NodeVisitor):
             self.visit(argument)
 
     def _chosen_optimizer(self, call: ast.Call, function: str | None) -> str | None:
-        """X of a call `run.optimizer(torch.optim.X, ...)`, whatever the run is called, or of fused_optimizer's."""
-        of_a_run = isinstance(call.func, ast.Attribute) and call.func.attr == "optimizer"
-        if not call.args or not (of_a_run or function == FUSED_OPTIMIZER):
-            return None
-        kind = self.resolve(call.args[0]) or ""
+        """X of a call `fused_optimizer(torch.optim.X, ...)`."""
+        return self._torch_optimizer(call.args[0]) if call.args and function == FUSED_OPTIMIZER else None
+
+    def _torch_optimizer(self, node: ast.expr) -> str | None:
+        kind = self.resolve(node) or ""
         return kind.removeprefix("torch.optim.") if kind.startswith("torch.optim.") else None
+
+    def visit_Dict(self, node: ast.Dict) -> None:
+        """Names of optimizers -> torch.optim.X: with what --optimizer gives them."""
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value in OPTIMIZERS and (kind := self._torch_optimizer(value)):
+                args = Namespace(optimizer=key.value, lr=0.1, weight_decay=0.0, momentum=0.0)
+                given = Call(1, tuple(optimizer_options(args)))
+                self._record(value, f"torch_npu.optim.NpuFused{kind}", given, imported=True)
+        self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str) and MODULE_AS_TEXT.fullmatch(node.value):

@@ -9,8 +9,8 @@ ANOTHER_RUN = {
     "mask_resize", "augment", "flip_vertical", "rotate", "exif", "arch", "backbone", "base_channels", "t",
     "label_resize", "avg_non_ignore", "freeze", "loss", "class_weights", "label_smoothing",
     "schedule", "warmup_epochs", "warmup_steps", "warmup_factor", "decay_epochs",
-    "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2", "weight_decay",
-    "norm_decay", "clip_norm", "ema", "best_by",
+    "optimizer", "lr", "min_lr", "scale_lr", "encoder_lr_factor", "head_lr_factor", "momentum", "beta1", "beta2",
+    "weight_decay", "norm_decay", "clip_norm", "ema", "best_by",
     "seed", "train_split",
 }  # fmt: skip
 # It may have other values of these, and says so.

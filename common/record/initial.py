@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from common.nets.backbone import load_imagenet
+from common.nets.imagenet import load_imagenet
 from common.record.checkpoint import load_weights
 
 

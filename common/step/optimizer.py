@@ -1,6 +1,7 @@
 """The one place that chooses how an optimizer is carried out."""
 
 import importlib
+from argparse import Namespace
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,21 @@ from common.device.placement import owns_gradients
 from common.device.world import World, saturates
 from common.errors import InputError
 
+BETA2 = 0.999  # of Adam and AdamW, where a recipe names none: torch's
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def optimizer_options(args: Namespace) -> dict[str, object]:
+    """What --optimizer is made with: rate, weight decay, and momentum or betas; groups may have a rate of their own.
+
+    A folder whose recipe is of SGD has --momentum, and one whose recipe is of Adam --beta1 and --beta2: either is how
+    much of the mean of the gradients stays from step to step.
+    """
+    first, second = getattr(args, "beta1", None), getattr(args, "beta2", BETA2)
+    first = args.momentum if first is None else first
+    kept = {"momentum": first} if args.optimizer == "sgd" else {"betas": (first, second)}
+    return {"lr": args.lr, "weight_decay": args.weight_decay, **kept}
+
 
 def fused_optimizer(
     kind: type[Optimizer],
@@ -20,9 +36,9 @@ def fused_optimizer(
     source: str = "torch",
     **options: object,
 ) -> Optimizer:
-    """SGD or Adam with all their arithmetic in one pass over the weights, where the device has that.
+    """SGD, Adam or AdamW with all their arithmetic in one pass over the weights, where the device has that.
 
-    kind: torch.optim.SGD or Adam. parameters: tensors, or groups of them with their own options. source: whose passes,
+    kind: one of OPTIMIZERS. parameters: tensors, or groups of them with their own options. source: whose passes,
     "torch", "torch_npu", "apex" or, for one operator after another, "off". On CPU and CUDA those of torch skip a step
     that is not finite without the host waiting for the device to know it; the others wait. Each takes the state of the
     others over. Raises InputError where `source` is not there for the device.
@@ -59,16 +75,17 @@ def trained_groups(parameters: Iterable[Tensor] | Iterable[dict], norm_decay: bo
 
 
 def has_fused_kernel(kind: type[Optimizer], world: World, options: dict[str, object]) -> bool:
-    """Whether torch has SGD or Adam in one pass on this device.
+    """Whether torch has SGD, Adam or AdamW in one pass on this device.
 
     A plugin is asked for its kernel: torch_npu has both by 2.13, and of older ones nobody here knows. By its sources
     SGD's needs a momentum, and CANN has none for the first generation of chips. Adam's is registered for every chip
-    and computed on the host by most of them, with a copy of each tensor in each step (`npu.has_fused_adam`).
+    and computed on the host by most of them, with a copy of each tensor in each step (`npu.has_fused_adam`). That of
+    AdamW takes steps that are to be skipped, because a gradient is not finite.
     """
     if world.device.type != "npu":
         return world.device.type in ("cpu", "cuda")
     registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::_fused_{kind.__name__.lower()}_", "PrivateUse1")
-    if not registered or saturates(world):
+    if not registered or saturates(world) or kind is torch.optim.AdamW:
         return False
     return bool(options.get("momentum")) if kind is torch.optim.SGD else npu.has_fused_adam(world.device)
 

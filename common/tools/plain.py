@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from common import IGNORE_INDEX
 from common.nets.upsampling import UpsampledConv2d
+from common.step.optimizer import OPTIMIZERS, optimizer_options
 
 
 def plain_training(
@@ -67,11 +68,9 @@ def _enlarge_then_convolve(layer: UpsampledConv2d, x: Tensor, size: Sequence[int
 
 
 def plain_optimizer(model: nn.Module, args: Namespace) -> torch.optim.Optimizer:
-    """SGD with momentum, or Adam where `args` has its betas, one tensor at a time."""
-    options = {"lr": args.lr, "weight_decay": args.weight_decay, "foreach": False, "fused": False}
-    if hasattr(args, "beta1"):
-        return torch.optim.Adam(model.parameters(), betas=(args.beta1, args.beta2), **options)
-    return torch.optim.SGD(model.parameters(), momentum=args.momentum, **options)
+    """That of --optimizer, one tensor at a time."""
+    kind, options = OPTIMIZERS[args.optimizer], optimizer_options(args)
+    return kind(model.parameters(), **options, foreach=False, fused=False)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from common.errors import InputError
-from common.nets.backbone import torchvision_models, weight_folders
+from common.nets.backbone import torchvision_models
+from common.nets.imagenet import weight_folders
 from common.record.checkpoint import FORMAT, is_ours, load_model, read, without_training
 from common.record.files import write_atomically
 from common.record.foreign import NAMES_OF_OURS, OtherNetwork

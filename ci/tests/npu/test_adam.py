@@ -9,7 +9,11 @@ from common.step.amp import Amp
 from common.step.optimizer import fused_optimizer
 from common.tools import doctor
 
-KINDS = {torch.optim.SGD: {"lr": 0.1, "momentum": 0.9}, torch.optim.Adam: {"lr": 0.1, "betas": (0.5, 0.999)}}
+KINDS = {
+    torch.optim.SGD: {"lr": 0.1, "momentum": 0.9},
+    torch.optim.Adam: {"lr": 0.1, "betas": (0.5, 0.999)},
+    torch.optim.AdamW: {"lr": 0.1},
+}
 
 
 def training(kind, source: str, level: str = "O0") -> tuple[torch.optim.Optimizer, Amp, torch.nn.Module]:
@@ -25,6 +29,8 @@ def test_adam_is_fused_on_the_chips_that_compute_it(npu, monkeypatch):
     assert training(torch.optim.SGD, "torch")[0].param_groups[0]["fused"]
     monkeypatch.setattr(npu, "get_device_name", lambda device: "Ascend950PR_9579")
     assert training(torch.optim.Adam, "torch")[0].param_groups[0]["fused"]
+    # the plugin's takes a step that is to be skipped
+    assert not training(torch.optim.AdamW, "torch")[0].param_groups[0]["fused"]
 
 
 def test_the_simulated_device_takes_fused_adam_to_the_host(npu, counters):
