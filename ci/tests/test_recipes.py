@@ -41,8 +41,8 @@ class WatchedRun(Run):
     def prepare(self, model):
         self.model = model
 
-    def optimizer(self, kind, parameters, **options):
-        self.made = super().optimizer(kind, parameters, **options)
+    def optimizer(self, parameters):
+        self.made = super().optimizer(parameters)
         return self.made
 
     def autocast(self):

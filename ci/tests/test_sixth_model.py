@@ -89,6 +89,7 @@ def tree(tmp_path_factory):
     change(
         folder / "presets.py",
         ('    "backbone": "resnet50",\n', ""),
+        ('    "base_channels": 64,\n', ""),
         ('    "backbone": ["resnet50", "resnet101", "resnet152"],\n', ""),
         ('"icnet"', '"plainnet"'),
     )
@@ -96,8 +97,8 @@ def tree(tmp_path_factory):
         change(folder / script, ('{"backbone": presets.CHOICES["backbone"]}', "{}"))
     change(
         folder / "train.py",
-        (", backbone=args.backbone", ""),
-        (", args.backbone", ""),
+        ('    options = {"backbone": args.backbone, "base_channels": args.base_channels}\n', ""),
+        (", **options", ""),
         ("import from_reference, imagenet_file", "import from_reference"),
         (", model.backbone, imagenet_file", ""),
         (", args.label_resize", ""),
