@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import struct
 import termios
 from collections.abc import Callable, Iterator
@@ -30,6 +31,20 @@ LAST = ("test_common_compiling.py",)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.name in LAST) - (item.path.name in LONG))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disk_is_given_back(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the fixtures of a file left in temporary folders goes with its last test, unless one of them failed.
+
+    pytest does so for the folder of each test alone, and else removes them when all tests of all files have passed.
+    """
+    root, failed = tmp_path_factory.getbasetemp(), request.session.testsfailed
+    earlier = set(root.iterdir())
+    yield
+    if request.session.testsfailed == failed:
+        for path in set(root.iterdir()) - earlier:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """The model folders of the repository, every folder with a train.py, and how tests run one of them."""
 
 import importlib
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +27,23 @@ def command_line(*words, **flags) -> list[str]:
 def parsed(folder: str, *words, **flags) -> Namespace:
     """The arguments of the folder's train.py."""
     return parse_args(module(folder, "presets"), command_line(*words, **flags))
+
+
+def said_without(modules: list[str], scripts: list[str], word: str) -> str:
+    """What scripts of the repository print, one after another in one new process that imports none of the modules."""
+    code = (
+        "import runpy, sys\n"
+        f"for script in {[str(ROOT / script) for script in scripts]}:\n"
+        f"    sys.argv = [script, {word!r}]\n"
+        "    try:\n"
+        "        runpy.run_path(script, run_name='__main__')\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code\n"
+        f"    assert not {set(modules)} & set(sys.modules), script\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def built(folder: str, *words, processes: int = 1, feed=None, **flags) -> tuple:

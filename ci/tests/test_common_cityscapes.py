@@ -314,11 +314,19 @@ def test_many_unknown_values_are_cut_short(pairs):
     assert "the values [34, 35, 36, 37, 38]," in refusal(pairs)
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("RGB", None), ("RGBA", None), ("1", None), ("I(;16)?", np.uint16)])
-def test_labels_of_another_mode_are_refused(pairs, mode, dtype):
+@pytest.mark.parametrize(
+    ("mode", "dtype", "held"),
+    [
+        ("RGB", None, r"colours \(RGB\)"),
+        ("RGBA", None, r"colours \(RGBA\)"),
+        ("1", None, "values of one bit"),
+        ("I;16", np.uint16, "whole numbers of more than 8 bits"),
+    ],
+)
+def test_labels_of_another_mode_are_refused(pairs, mode, dtype, held):
     label = Image.fromarray(np.zeros((16, 24), dtype)) if dtype else Image.new(mode, (24, 16))
     label.save(pairs[3].label)
-    assert re.search(rf"{re.escape(str(pairs[3].label))} is a {mode} image.*; labels are 8-bit", refusal(pairs))
+    assert re.search(rf"{re.escape(str(pairs[3].label))} holds {held}; labels are 8-bit", refusal(pairs))
 
 
 def test_sizes_that_differ_are_given_as_width_and_height(pairs):

@@ -89,11 +89,15 @@ def test_unknown_label_values_are_named_with_their_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "mode"),
-    [(np.zeros((2, 2, 3), np.uint8), "RGB"), (np.zeros((2, 2), np.uint16), "I(;16)?"), (np.zeros((2, 2), bool), "1")],
+    ("pixels", "held"),
+    [
+        (np.zeros((2, 2, 3), np.uint8), r"colours \(RGB\)"),
+        (np.zeros((2, 2), np.uint16), "whole numbers of more than 8 bits"),
+        (np.zeros((2, 2), bool), "values of one bit"),
+    ],
 )
-def test_labels_that_are_not_8_bit_single_channel_are_refused(tmp_path, pixels, mode):
-    with pytest.raises(InputError, match=rf"label\.png is a {mode} image.*8-bit"):
+def test_labels_that_are_not_8_bit_single_channel_are_refused(tmp_path, pixels, held):
+    with pytest.raises(InputError, match=rf"label\.png holds {held}; .*8-bit"):
         read_label(saved(pixels, tmp_path / "label.png"), IDS)
 
 

@@ -1,5 +1,6 @@
 """common/scores/export.py and common/nets/onnx_network.py: a file that gives what the network gives, or none."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from ci.tests.folders import FOLDERS, module
+from common import terminal as terminal_module
 from common.errors import Failed, InputError
 from common.record.checkpoint import load_model
 from common.scores import export as exporting
@@ -120,13 +122,18 @@ def test_a_file_of_one_shape_is_filled_up_and_refuses_other_sizes(exported, chec
         theirs(torch.randn(1, 3, 32, 96))
 
 
-def test_a_file_of_class_ids_scores_like_one_of_logits(exported):
+def test_a_file_of_class_ids_scores_like_one_of_logits(exported, terminal, monkeypatch):
+    """And while it is written, a bar shows how far it is."""
+    screen, shown = terminal
+    monkeypatch.setattr(terminal_module, "DELAY_S", 0)
+    monkeypatch.setattr(sys, "stderr", screen)
     from common.scores.metrics import class_ids
 
     images = torch.randn(1, 3, 64, 96)
     logits = network("ICNet", exported("ICNet"))(images)
     ids = network("ICNet", exported("ICNet", "--class_ids"))(images)
     assert torch.equal(class_ids(ids), class_ids(logits))
+    assert "exporting:" in (text := shown()) and "/4 [" in text
 
 
 def test_the_network_is_left_as_it_was(checkpoints, tmp_path):

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from ci.tests.test_training_step import Case
 from common.data.pictures import Datasets
 from common.errors import InputError
 from common.nets.backbone import ResNet
+from common.record.initial import initial_weights
 from common.run import Run
 from common.start import carry_out
 from common.step.freezing import freeze
@@ -47,6 +48,14 @@ def test_what_is_frozen_stays_bit_for_bit_in_every_folder(folder, given, tmp_pat
     trained = [weight for group in run.amp.optimizer.param_groups for weight in group["params"]]
     assert not still & set(map(id, trained)) and len(trained) == sum(w.requires_grad for w in model.parameters())
     assert run.notes[0].startswith(f"--freeze {run.args.freeze}: ") and len(run.notes) >= 2
+    kept, give = ("the encoder", " or --pretrained") if has_encoder else ("the statistics of batch norms", "")
+    warning = (
+        f"; warning: --freeze {run.args.freeze} keeps {kept} so for the whole run; give --load_from{give}, or leave"
+    )
+    assert any(note.startswith(f"initial weights: random{warning}") for note in run.notes)
+    given_weights = {"load_from": tmp_path / "run" / "checkpoints" / "last.pt", "output_dir": tmp_path / "second"}
+    notes = built(folder, **flags | given_weights, freeze="bn")[0].notes
+    assert not [note for note in notes if "warning" in note]
 
 
 @pytest.mark.skipif("AttentionUNet" not in FOLDERS, reason="AttentionUNet is not in this tree")
@@ -160,6 +169,14 @@ def test_one_image_is_enough_for_frozen_norms(folder):
     freeze(case.model, None, "bn")
     case.model.check_shape((1, 3, 64, 96))
     case.model(case.images[:1])
+
+
+def test_a_random_encoder_without_a_rate_is_warned_of_too():
+    args = Namespace(load_from=None, freeze="none", backbone="resnet18", pretrained="none", encoder_lr_factor=0.0)
+    line = initial_weights(args, nn.Module(), None, nn.Module(), lambda backbone, source: None)
+    assert line.startswith("initial weights: random; warning: --encoder_lr_factor 0 keeps the encoder so")
+    args.encoder_lr_factor = 0.1
+    assert initial_weights(args, nn.Module(), None, nn.Module(), lambda *_: None) == "initial weights: random"
 
 
 def test_what_is_no_part_is_refused():

@@ -1,6 +1,7 @@
 """common/data/mending.py: `check --fix` writes a data set that can be used beside one that cannot."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ci.tests.test_common_survey import SIZE, Voc
+from common import terminal as terminal_module
 from common.data.cityscapes import LABEL_IDS
 from common.data.labels import MaskFiles, shown_values
 from common.data.mending import _as_stored, _mask_of, read_stored
@@ -105,13 +107,17 @@ def test_ones_own_colours_become_ids_and_classes_are_written(tmp_path):
     assert [one["colour"] for one in listed["classes"]] == colours.tolist()
 
 
-def test_masks_of_0_and_255_become_the_second_of_two_classes(tmp_path):
+def test_masks_of_0_and_255_become_the_second_of_two_classes(tmp_path, terminal, monkeypatch):
+    screen, shown = terminal
+    monkeypatch.setattr(terminal_module, "DELAY_S", 0)
+    monkeypatch.setattr(sys, "stderr", screen)
     root = own(tmp_path / "data", dict.fromkeys("abcd", np.tile(np.array([0, 255], np.uint8), (8, 6))))
     named = [{"name": name, "ids": [number]} for number, name in enumerate(("rest", "road"))]
     (root / "classes.json").write_text(json.dumps({"classes": named}))
     code, done = fixed("ICNet", root, tmp_path / "mended", "--preset=own")
     assert (code, done["labels_anew"]) == (0, {"masks of 0 and 255": 4})
     assert shown_values(tmp_path / "mended" / "masks" / "a_mask.png") == ({0, 1}, set())
+    assert "writing train:" in shown()
 
 
 def test_masks_that_are_said_in_another_way_become_0_and_255(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from ci.tests import small_folder
 from ci.tests.small_folder import arguments, build, main
+from common.record.past import network_of
 from common.start import carry_out, launch
 from common.tools.runs import describe, find_runs, prunable
 from common.tools.runs import main as command
@@ -42,6 +43,9 @@ def test_each_run_has_a_line_with_how_far_it_came_and_how_it_ended(output, capsy
     assert describe(run)[6] == f"{result['images_per_second']:.2f}", "of the whole run, not of its last line"
     (run / "result.json").unlink()
     assert describe(run)[-1].startswith("ended without a word")
+    assert describe(run)[1] == "Small", "as of a run that is finished"
+    config = json.loads((run / "config.json").read_text())
+    assert network_of({"values": {"arch": "icnet"}}, {}) == "icnet" and network_of({**config, "network": ""}, {}) == "-"
     with open(run / "train.log", "a") as log:
         log.write("stopped by SIGTERM after step 8 of 8; continue with the same command and --resume auto\n")
     assert describe(run)[-1] == "stopped by SIGTERM after step 8 of 8"

@@ -326,7 +326,7 @@ def test_masks_of_other_kinds_are_refused_by_name(devkit, tmp_path):
     with pytest.raises(InputError, match=rf"{pair.label} holds \d+ colours of no class, \(\d+, \d+, \d+\) for one"):
         check_pairs([pair])
     Image.fromarray(ids > 0).save(pair.label)  # of one bit: a mask, or ids
-    with pytest.raises(InputError, match=f"{pair.label} is a 1 image"):
+    with pytest.raises(InputError, match=f"{pair.label} holds values of one bit"):
         check_pairs([pair])
     ids[3, 4] = 21
     save_mask(pair.label, ids)

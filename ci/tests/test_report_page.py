@@ -12,6 +12,7 @@ from ci.tests import small_folder
 from ci.tests.logged import METRIC, open_log, whole_run
 from ci.tests.small_folder import arguments, build, main
 from common.report import at_end
+from common.scores.gallery import MATRIX
 from common.start import carry_out
 from common.tools.report import main as command
 
@@ -59,6 +60,7 @@ def run(finished, tmp_path):
             (folder / path.name).write_text(text)
     (folder / "examples").mkdir()
     Image.new("RGB", (3000, 40)).save(folder / "examples" / "worst_0.1250_street.png")
+    Image.new("RGB", (700, 700)).save(folder / MATRIX)
     return folder
 
 
@@ -82,6 +84,10 @@ def test_the_page_has_the_numbers_of_the_run_and_nothing_from_elsewhere(run, cap
     assert f"{result['images_per_second']:.2f}" in page.text and "finished" in page.text
     assert EVIL in page.text and f"{result['classes'][EVIL]['truth_pixels']:,}" in page.text
     assert "worst: IoU 0.1250" in page.text and 'width="1600"' in (run / "report.html").read_text()
+    (with_letters,) = re.findall(
+        r'<div class="scroll text"><img[^>]* alt="([^"]*)">', (run / "report.html").read_text()
+    )
+    assert with_letters.startswith("confusion matrix"), "it is not shrunk to the width of a phone"
     assert not re.search(r"\b(None|True|False)\b", page.text), "Python's words are not a reader's"
     assert "frequency_<wbr>weighted_<wbr>iou" in (run / "report.html").read_text()
     for row in ("--lr0.25command line", "--epochs2preset default", "--accumulate1default"):
@@ -143,6 +149,7 @@ def test_a_record_with_gaps_has_a_page(run):
     for name in ("result.json", "train.log"):
         (run / name).unlink()
     (run / "examples" / "worst_0.1250_street.png").write_bytes(b"cut off")
+    (run / MATRIX).write_bytes(b"cut off")
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"kind": "tra')
     command([str(run)])

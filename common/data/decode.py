@@ -10,6 +10,7 @@ it, or by one that has not: `exif` says which ("turn" or "ignore"), and without 
 
 import contextlib
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,15 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from common.data.files import GIF, JPEG, PNG, Png, Unfit, check_end, check_whole, read_file, retried
+from common.data.undecoded import (
+    TIFF,
+    TO_8_BITS,
+    NotTaken,
+    Pixels,
+    check_pixels,
+    why_not_decompressed,
+    why_unidentified,
+)
 from common.errors import UNREADABLE, InputError
 
 # Kinds of which a folder of pictures is searched, by suffix; what is in a file is known by its content.
@@ -27,7 +37,7 @@ IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp",
     ".gif", ".tga", ".jp2", ".j2k", ".avif",
 )  # fmt: skip
-KNOWN_STARTS = (PNG, JPEG, *GIF, b"BM", b"II*\0", b"MM\0*", b"RIFF")
+KNOWN_STARTS = (PNG, JPEG, *GIF, b"BM", *TIFF, b"RIFF")
 ORIENTATION = 0x0112  # the tag of EXIF and TIFF; 1: as it lies in the file, 5 to 8: a quarter turn
 TURN = Image.Transpose
 SHOWN_BY = {  # orientation -> how the picture in the file is turned to be shown
@@ -35,9 +45,14 @@ SHOWN_BY = {  # orientation -> how the picture in the file is turned to be shown
     7: TURN.TRANSVERSE, 8: TURN.ROTATE_90,
 }  # fmt: skip
 WIDTH, LENGTH, BITS_PER_SAMPLE = 256, 257, 258  # tags of TIFF, as the next
+SAMPLE_FORMAT, UNSIGNED, DEPTH = 339, 1, 32997  # of a volume: its slices
 SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # of a page: a small copy, or a mask
 LARGE_PIXELS = 1 << 30  # of a picture to be predicted: 4 GiB once decoded
 FULL_16_BITS = 1 << 14  # a 16-bit picture that stays below is one of 8 to 14 bits in a file of 16
+
+IDS_IN_8_BITS = "save the same ids as one band of 8 bits, in a PNG for one"
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a file is in the InputError
 
 Decode = Callable[[bytes, int], np.ndarray]  # bytes of a PNG file, its colour type -> [H, W, 3] RGB or [H, W] uint8
 GREY, RGB = 0, 2  # colour types of PNG; a palette (3) holds class ids, which other decoders would look up
@@ -113,7 +128,8 @@ def decoding(path, what: str) -> Iterator[None]:
         raise
     except UNREADABLE as error:
         reason = _in_words(error, path)
-        raise InputError(f"cannot decode the {what} {path} ({reason}); {reason.remedy}") from error
+        remedy = IDS_IN_8_BITS if isinstance(reason, NotTaken) and what == "label file" else reason.remedy
+        raise InputError(f"cannot decode the {what} {path} ({reason}); {remedy}") from error
 
 
 def _in_words(error: Exception, path) -> Unfit:
@@ -128,7 +144,10 @@ def _in_words(error: Exception, path) -> Unfit:
         check_whole(data)
     except Unfit as found:
         return found
-    if isinstance(error, UnidentifiedImageError):
+    is_unidentified = isinstance(error, UnidentifiedImageError)
+    if found := (why_unidentified if is_unidentified else why_not_decompressed)(data):
+        return found
+    if is_unidentified:
         if data.startswith(KNOWN_STARTS):
             return Unfit("its header is damaged")
         return Unfit("it is no kind of picture that can be read here", "convert it to PNG or JPEG")
@@ -160,18 +179,20 @@ def read_image(path, reduced_to: tuple[int, int] | None = None, exif: str | None
 
 def _with_pillow(data: bytes, png: Png | None, path, reduced_to, exif: str | None) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
-        check_single(image)
+        check_content(image)
         if png and not png.is_plain:
             image.load()
         turn = orientation(image, path, exif)
         turned_already = image.format == "TIFF"  # by Pillow
         if image.mode == "F":
-            raise Unfit("it holds floating-point numbers and not 8-bit colours", "convert it to 8 bits")
+            raise Unfit("it holds floating-point numbers, and whole numbers are taken", TO_8_BITS)
         if reduced_to and image.format == "JPEG":
             image.draft("RGB", reduced_to[::-1] if turn < 5 else reduced_to)
         bits = png.bits if png else tiff_tag(image, BITS_PER_SAMPLE, 8)
         if image.mode == "I" or image.mode.startswith("I;16"):  # convert() would cut off at 255: a white picture
-            image = _of_whole_numbers(np.asarray(image))
+            is_unsigned = image.mode == "I" and tiff_tag(image, SAMPLE_FORMAT, UNSIGNED) == UNSIGNED
+            values = np.asarray(image)
+            image = _of_whole_numbers(values.view(np.uint32) if is_unsigned else values)
         image.load()
         picture = image if image.mode == "RGB" else image.convert("RGB")
         if bits == 16 and image.mode != "L" and np.asarray(picture).max(initial=0) < FULL_16_BITS >> 8:
@@ -189,7 +210,7 @@ def _of_whole_numbers(values: np.ndarray) -> Image.Image:
     """[H, W] of 0 to 65535 -> grey of 0 to 255. Raises Unfit for what seems to have another range."""
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     if low < 0 or high > 65535:
-        raise Unfit(f"it holds whole numbers from {low} to {high}, and 0 to 65535 is taken", "convert it to 8 bits")
+        raise Unfit(f"it holds whole numbers from {low} to {high}, and 0 to 65535 is taken", TO_8_BITS)
     if 0 < high < FULL_16_BITS:
         raise _of_few_bits(f"up to {high}")
     return Image.fromarray((values // 256).astype(np.uint8))
@@ -198,16 +219,18 @@ def _of_whole_numbers(values: np.ndarray) -> Image.Image:
 def _of_few_bits(values: str) -> Unfit:
     return Unfit(
         f"it holds whole numbers {values}, and black to white is 0 to 65535: it would be seen as nearly black",
-        "scale it to its own range and save it with 8 bits",
+        TO_8_BITS,
     )
 
 
-def check_single(image: Image.Image) -> None:
-    """Raise Unfit for several pages or an animation: which one is meant, nobody has said.
+def check_content(image: Image.Image) -> None:
+    """Raise Unfit for several pages, slices or an animation, and for a TIFF that would be decoded to something else.
 
-    A photograph with a second one behind it (MPO), as telephones write them, is the first; small copies and masks of a
-    TIFF are no pages.
+    Of several pictures nobody has said which one is meant. A photograph with a second one behind it (MPO), as
+    telephones write them, is the first; small copies and masks of a TIFF are no pages.
     """
+    if image.format == "TIFF":
+        check_pixels(Pixels.of(image.tag_v2))
     count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if count > 1 and image.format == "TIFF":
         kinds = []
@@ -216,6 +239,7 @@ def check_single(image: Image.Image) -> None:
             kinds.append(tiff_tag(image, SUBFILE_TYPE, 0))
         image.seek(0)
         count = sum(not kind & REDUCED_OR_MASK for kind in kinds)
+    count = max(count, tiff_tag(image, DEPTH, 1))
     if count > 1:
         raise Unfit(f"it holds {count} pictures", "save the one that is meant as a file of its own")
 
@@ -251,7 +275,7 @@ def picture_size(path, exif: str | None = None) -> tuple[int, int]:
     picture that is to be turned.
     """
     with decoding(path, "image"), retried(lambda: Image.open(path), path, "image") as image:
-        check_single(image)
+        check_content(image)
         turn = orientation(image, path, exif)
         # of a TIFF that is to be turned, newer versions of Pillow give the size that it is shown at
         height, width = tiff_tag(image, LENGTH, image.height), tiff_tag(image, WIDTH, image.width)

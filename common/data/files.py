@@ -160,18 +160,24 @@ def _check_jpeg(data: bytes) -> None:
 
     In the data of a scan 0xFF is followed by 0 or by a restart mark, so an end mark there is one.
     """
+    for marker, start in jpeg_segments(data):
+        if marker == 0xDA and data.find(b"\xff\xd9", start) >= 0:
+            return
+    raise Unfit(f"it is cut off: the end mark of a JPEG is missing in its {len(data.rstrip(bytes(1)))} bytes")
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, where it begins) of each segment up to the start of the first scan (0xDA)."""
     start = 2
     while (start := data.find(b"\xff", start)) >= 0 and start + 4 <= len(data):
         marker = data[start + 1]
-        if marker == 0xDA:
-            if data.find(b"\xff\xd9", start) < 0:
-                break
-            return
         if marker == 0xFF or marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes, and marks without content
             start += 1
-        else:
-            start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-    raise Unfit(f"it is cut off: the end mark of a JPEG is missing in its {len(data.rstrip(bytes(1)))} bytes")
+            continue
+        yield marker, start
+        if marker == 0xDA:
+            return
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
 
 
 def _is_compressed(data: bytes) -> bool:

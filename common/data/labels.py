@@ -17,8 +17,9 @@ from common import IGNORE_INDEX
 from common.data.decode import (
     BITS_PER_SAMPLE,
     GREY,
+    IDS_IN_8_BITS,
     SHOWN_BY,
-    check_single,
+    check_content,
     decode_plain_png,
     decoding,
     orientation,
@@ -83,8 +84,9 @@ class LabelTable(NamedTuple):
             stored = stored._replace(values=stored.values.astype(np.uint8), mode="L")
         if stored.mode not in ("L", "P"):
             but = "" if self.by_colour else " (a file of colours cannot be used)"
+            remedy = IDS_IN_8_BITS if stored.mode[0] in "IF" else "give those"
             raise InputError(
-                f"{path} is a {stored.mode} image; labels are 8-bit single-channel files of ids{but}: give those"
+                f"{path} holds {in_words(stored.mode)}; labels are 8-bit single-channel files of ids{but}: {remedy}"
             )
         values, note, table = stored.values, "", self.train_ids
         if stored.mode == "P" and not self._is_published(stored.palette):
@@ -175,9 +177,7 @@ class MaskFiles:
         """The mask [H, W] uint8, 0 to 255. Raises InputError, naming the file, for what is no mask of 0 and 255."""
         stored = read_stored(path, exif)
         if stored.mode not in MASK_MODES:
-            raise InputError(
-                f"{path} is an image of mode {stored.mode}; masks are 8-bit files of 0 and 255: give those"
-            )
+            raise InputError(f"{path} holds {in_words(stored.mode)}; masks are 8-bit files of 0 and 255: give those")
         mask = _grey_of(stored, path)
         highest = int(mask.max(initial=0))
         if 0 < highest <= THRESHOLD:
@@ -192,6 +192,14 @@ class MaskFiles:
             return image.format == "PNG" and image.mode in ("1", "L") and orientation(image, path, None) == 1
 
 
+def in_words(mode: str) -> str:
+    """What a file of a mode of Pillow holds."""
+    if mode == "I" or mode.startswith("I;"):
+        return "whole numbers of more than 8 bits"
+    known = {"1": "values of one bit", "F": "floating-point numbers", "LA": "grey with transparency"}
+    return known.get(mode, f"colours ({mode})")
+
+
 def shown_values(path: Path) -> tuple[set[int], set[Colour]]:
     """(the values, the colours) that a label file of unknown classes holds; one of the two is empty.
 
@@ -201,7 +209,9 @@ def shown_values(path: Path) -> tuple[set[int], set[Colour]]:
     if stored.mode in ("1", "L", "P"):
         return set(np.unique(stored.values.astype(np.uint8)).tolist()), set()
     if stored.mode not in ("RGB", "RGBA"):
-        raise InputError(f"{path} is a {stored.mode} image; label files are of 8 bits: ids, a palette, or colours")
+        raise InputError(
+            f"{path} holds {in_words(stored.mode)}; label files are of 8 bits (ids, palette, colours); {IDS_IN_8_BITS}"
+        )
     pixels = stored.values[..., :3].astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     return set(), {(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in np.unique(pixels)}
 
@@ -268,7 +278,7 @@ def _stored(data: bytes, png: Png | None, path: Path, exif: str | None) -> Store
                 f"it is a {image.format} file, whatever its name: compression with loss makes up values",
                 "give label files that keep each value, PNG for one",
             )
-        check_single(image)
+        check_content(image)
         image.load()
         turn = orientation(image, path, exif)
         bits = png.bits if png else tiff_tag(image, BITS_PER_SAMPLE, 8)

@@ -27,6 +27,7 @@ from common.data.pairs import PairReader
 from common.data.pictures import Datasets
 from common.data.survey import Look, Survey
 from common.errors import InputError
+from common.terminal import progress
 
 EXCLUDED = "excluded.txt"  # split, picture and reason of each pair that is left out, with tabs between them
 LIST_DEPTH = 4  # folders, at most, in which a list of names lies
@@ -131,7 +132,7 @@ def _write(datasets: Datasets, chosen: dict[str, list[Look]], bad: dict, root: P
     as_masks = _are_masks(datasets, chosen)
     for split, looks in chosen.items():
         read = getattr(datasets, split).read
-        for look in looks:
+        for look in progress(looks, f"writing {split}", len(looks), "pair"):
             try:
                 origin = _write_label(read, look, folder / look.label.relative_to(root), as_masks)
             except InputError as error:

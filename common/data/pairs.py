@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from common import IGNORE_INDEX
-from common.data.decode import check_header, check_single, check_sizes, orientation, picture_size, read_image
+from common.data.decode import check_content, check_header, check_sizes, orientation, picture_size, read_image
 from common.data.labels import LabelKind, class_counts
 from common.data.transforms import Crop, cut_label
 from common.errors import UNREADABLE, InputError
@@ -78,7 +78,7 @@ class PairReader(NamedTuple):
         try:
             with Image.open(image_file) as image:
                 usual = image.format in ("JPEG", "PNG") and not image.mode.startswith("I")
-                check_single(image)
+                check_content(image)
                 usual = usual and orientation(image, image_file, None) == 1
             return usual and self.kind_of(label_file).reads_as_before(label_file)
         except UNREADABLE:

@@ -26,4 +26,20 @@ def initial_weights(
         return f"initial weights: {load_weights(args.load_from, model, from_reference, skip)}"
     if imagenet_file and (file := imagenet_file(args.backbone, args.pretrained)):
         return load_imagenet(encoder, file)
-    return "initial weights: random"
+    return f"initial weights: random{_kept_random(args, imagenet_file is not None)}"
+
+
+def _kept_random(args: Namespace, has_imagenet: bool) -> str:
+    """What will never learn although nothing has trained it yet, for the end of the line; nearly always ''."""
+    give = "--load_from or --pretrained" if has_imagenet else "--load_from"
+    if args.freeze != "none":
+        kept = {"backbone": "the encoder", "bn": "the statistics of batch norms"}
+        what = " and ".join(text for part, text in kept.items() if part in args.freeze.split(","))
+        return (
+            f"; warning: --freeze {args.freeze} keeps {what} so for the whole run; give {give}, or leave --freeze out"
+        )
+    if getattr(args, "encoder_lr_factor", 1) == 0:
+        return (
+            f"; warning: --encoder_lr_factor 0 keeps the encoder so for the whole run; give {give}, or a factor above 0"
+        )
+    return ""

@@ -332,8 +332,8 @@ class RunLog:
             self._scored_step, self.loss = before.scored_step, before.loss
             self._rated_images, self._rated_seconds = before.rated
             self.started -= before.elapsed_seconds
-        here = environment(self.world)
-        self._piece = add_piece(self.output_dir, course.first_step, self.config, here, course.continues)
+        here = {"values": self.config, "environment": environment(self.world)}
+        self._piece = add_piece(self.output_dir, self.title.network, course.first_step, here, course.continues)
         self._numbers = Numbers(self.output_dir, self.config, course.first_step + 1 if course.continues else None)
         self._lines = Lines(self.output_dir / "train.log", course.first_step, course.total_steps)
         what = f"evaluation, {course.images_per_step} images at a time"

@@ -24,6 +24,14 @@ def read_json(path: Path) -> dict:
     return {}
 
 
+def network_of(config: dict, result: dict) -> str:
+    """The name of a run's network, by its config.json and its result.json: the same before and after its end.
+
+    A run of an earlier version that has no result tells of --arch alone.
+    """
+    return str(result.get("network") or config.get("network") or config["values"].get("arch") or "-")
+
+
 def read_rows(folder: Path) -> Iterator[dict]:
     """The rows of metrics.jsonl, without one that a killed process has left half written."""
     for line in read_text(folder / "metrics.jsonl").splitlines():

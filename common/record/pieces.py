@@ -11,9 +11,11 @@ from common.record.folder import RUN_MARK
 OF_ONE_PIECE = {"given", "origins", "resume", "started"}  # what differs between pieces of the same run anyway
 
 
-def add_piece(output_dir: Path, first_step: int, values: dict, environment: dict, continues: bool) -> dict:
-    """Write config.json: `values` and `environment` of this piece, and a list `pieces` of all; returns the last entry.
+def add_piece(output_dir: Path, network: str, first_step: int, here: dict, continues: bool) -> dict:
+    """Write config.json: the network's name, `values` and `environment` of this piece, and a list `pieces` of all.
 
+    network: as result.json calls it, for whoever looks at the run before it has one. here: {"values": ...,
+    "environment": ...}. Returns the last entry of the list.
     An entry has the first step, the command line, values and environment, and what changed since the piece before:
     {"values": {name: [before, now]}, "environment": {...}}.
     """
@@ -23,11 +25,12 @@ def add_piece(output_dir: Path, first_step: int, values: dict, environment: dict
     if before and not pieces:  # written by an earlier version
         pieces = [{"first_step": 0, "values": before["values"], "environment": before["environment"]}]
     # as they are once they have been written
-    piece = json.loads(json.dumps(finite({"values": values, "environment": environment}), default=str))
+    piece = json.loads(json.dumps(finite(here), default=str))
     piece = {"first_step": first_step, "command": shlex.join(sys.argv), **piece}
     if pieces:
         piece["changed"] = {name: _changed(pieces[-1][name], piece[name]) for name in ("values", "environment")}
-    write_json(path, {name: piece[name] for name in ("values", "environment")} | {"pieces": [*pieces, piece]})
+    of_this = {name: piece[name] for name in ("values", "environment")}
+    write_json(path, {"network": network, **of_this, "pieces": [*pieces, piece]})
     return piece
 
 

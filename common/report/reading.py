@@ -7,7 +7,7 @@ from typing import NamedTuple
 from common.errors import InputError
 from common.record.files import size
 from common.record.folder import RUN_MARK
-from common.record.past import read_json, read_rows, read_text, state
+from common.record.past import network_of, read_json, read_rows, read_text, state
 
 NOTABLE = (  # in a line of train.log: what a reader of the page is shown as a warning
     "warning",
@@ -27,6 +27,7 @@ class Record(NamedTuple):
     """A run. Each part is empty where its file is missing or damaged."""
 
     folder: Path
+    network: str  # its name
     state: str  # see `common.record.past.state`
     result: dict  # result.json
     values: dict  # of the last piece: flag -> value
@@ -75,10 +76,12 @@ def read_record(folder: Path, state: Callable[[Path, int], str] = state) -> Reco
         raise InputError(f"{folder} holds no run (no readable {RUN_MARK}); name an --output_dir of train.py")
     rows = list(read_rows(folder))
     checkpoints = sorted((folder / "checkpoints").glob("*.pt"))
+    result = read_json(folder / "result.json")
     return Record(
         folder=folder,
+        network=network_of(config, result),
         state=state(folder, max((row.get("step", 0) for row in rows), default=0)),
-        result=read_json(folder / "result.json"),
+        result=result,
         values=config["values"],
         environment=config.get("environment") or {},
         pieces=config.get("pieces") or [],

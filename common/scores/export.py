@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 
 from common.args import Parser, parse_with_network
 from common.errors import ExitCode, Failed, InputError
+from common.terminal import progress
 from common.values import path as path_of_user
 from common.values import size as height_and_width
 
@@ -71,9 +72,8 @@ def export(args: Namespace, build_model: Callable, from_reference: Callable, inf
     started = time.perf_counter()
     try:
         network = _deployed(model, info, args)
-        _write(network, scratch, args)
-        _describe(scratch, model, info, args)
-        checks = [_compare(network, scratch, shape, number, args) for number, shape in enumerate(_shapes(args))]
+        steps = _steps(network, scratch, info, args)
+        checks = [check for check in progress(steps, "exporting", 2 + len(_shapes(args)), "step") if check]
         for check in checks:
             _judge(check, args)
         scratch.replace(path)
@@ -140,6 +140,14 @@ def _example(shape: Sequence[int], seed: int, args: Namespace):
     if args.uint8_input:
         return torch.randint(256, tuple(shape), dtype=torch.uint8, generator=generator)
     return torch.randn(*shape, generator=generator)
+
+
+def _steps(network, path: Path, info, args: Namespace) -> Iterator[Check | None]:
+    """The steps of an export, each of which takes seconds: the file, what it says of itself, and each comparison."""
+    yield _write(network, path, args)
+    yield _describe(path, network.model, info, args)
+    for number, shape in enumerate(_shapes(args)):
+        yield _compare(network, path, shape, number, args)
 
 
 def _write(network, path: Path, args: Namespace) -> None:

@@ -28,7 +28,7 @@ from common.errors import InputError
 from common.record.checkpoint import read
 from common.record.files import size
 from common.record.folder import RUN_MARK
-from common.record.past import FINISHED, RUNNING, read_json, read_rows, state
+from common.record.past import FINISHED, RUNNING, network_of, read_json, read_rows, state
 from common.record.resuming import older_checkpoints
 from common.terminal import GREEN, RED, painted
 
@@ -52,18 +52,18 @@ def seed_of(run: Path, seed: object) -> str:
 
 def describe(run: Path) -> tuple[str, ...]:
     """A cell for each of `COLUMNS`."""
-    values, result, rows = read_json(run / RUN_MARK)["values"], read_json(run / "result.json"), list(read_rows(run))
+    config, result, rows = read_json(run / RUN_MARK), read_json(run / "result.json"), list(read_rows(run))
+    values, model = config["values"], network_of(config, result)
     step = max((row.get("step", 0) for row in rows), default=0)
     best = next((row["best"] for row in reversed(rows) if row.get("best") is not None), None)
     rate = next((row["images_per_second"] for row in reversed(rows) if "images_per_second" in row), None)
     ended = state(run, step)
     if ended.startswith(FINISHED):  # of all its steps, and of an evaluation, which has no line of them
         rate = result.get("images_per_second", rate)
-    model = result.get("network") or values.get("arch") or "-"
     numbers = ("-" if best is None else f"{best:.4f}", "-" if rate is None else f"{rate:.2f}")
     data = str(values.get("data_path") or "-")
     preset, seed = str(values.get("preset", "-")), seed_of(run, values.get("seed", "-"))
-    return str(run), str(model), preset, data, str(step), *numbers, seed, ended
+    return str(run), model, preset, data, str(step), *numbers, seed, ended
 
 
 def table(runs: list[Path]) -> list[str]:
