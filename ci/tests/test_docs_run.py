@@ -3,8 +3,8 @@
 import pytest
 
 from ci.docs import left_out, main, of_the_command_alone, shortened
+from ci.documents import ENGLISH, Document
 from ci.tests.folders import FOLDERS, ROOT, module
-from ci.tests.test_docs import ENGLISH, Document
 from common.args import parse_args
 
 
