@@ -43,7 +43,7 @@ NEEDS = {
     r"--nnodes": "several machines",
     r"^atc ": "CANN's compiler atc",
     r"--device[= ]cuda|--cuda_graph": "a CUDA device",
-    r"ci/test\.sh|test_contract\.py$|ci\.(mutations|faults)": "many minutes; a test by itself",
+    r"ci/test\.sh|test_contract\.py$|ci\.(mutations|faults|docs)": "many minutes; a test by itself",
 }
 # the same for what may be here; and whether it is
 MAY_NEED = {
@@ -76,7 +76,8 @@ def shortened(folder: Path, words: list[str]) -> list[str]:
     """
     presets = module(model_of(folder, words), "presets")
     if "common.tools.benchmark" in words:
-        return ["--repetitions=1", "--warmup=1", "--workers=0", *_unless(words, preset="tiny", device="cpu")]
+        steps = ["--steps=2"] if "train" in words else []
+        return ["--repetitions=1", "--warmup=1", "--workers=0", *steps, *_unless(words, preset="tiny", device="cpu")]
     if "export.py" in words:
         return _unless(words, size=format_value(SIZE))
     script = next((index for index, word in enumerate(words[:2]) if TRAINS.search(word)), None)

@@ -14,6 +14,7 @@ from ci.stand_ins import StandIns
 from ci.tests.folders import FOLDERS, ROOT, module
 from common.args import parse_args
 from common.errors import ExitCode
+from common.tools import benchmark
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,12 @@ def test_every_training_in_the_documents_becomes_a_few_steps_on_the_cpu():
                 assert (args.device, args.workers) == ("npu" if "npu" in line else "cpu", 0), line
                 assert 0 < args.max_steps <= 30 and len(args.device_list or range(args.devices)) <= 4, line
     assert found > 30
+
+
+def test_a_benchmark_of_a_thousand_steps_becomes_one_of_two():
+    words = "python3 -m common.tools.benchmark train --model ICNet --steps 1000".split()
+    own = benchmark.parse([*words, *shortened(ROOT, words)][3:])[1]
+    assert (own.steps, own.repetitions) == (2, 1)
 
 
 def test_weights_of_others_decide_the_network():
