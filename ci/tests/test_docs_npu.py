@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
+from ci.documents import CODE_SPAN, Document
 from ci.tests.folders import FOLDERS, ROOT
-from ci.tests.test_docs import CODE_SPAN, LANGUAGES, Document
+from ci.tests.test_docs import LANGUAGES
 
 NPU = {"README.md": ROOT / "docs" / "npu.md", "README.zh.md": ROOT / "docs" / "npu.zh.md"}
 TODAY = ("Python", "torch", "torch-npu", "CANN", "Ascend HDK")  # rows of the READMEs, columns of docs/npu.md

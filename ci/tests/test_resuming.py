@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ci.documents import CODE_SPAN, Document
 from ci.tests import small_folder
 from ci.tests.folders import ROOT
 from ci.tests.runs import assert_same_state, flat, in_two_processes, last_checkpoint
 from ci.tests.small_folder import arguments, build, main
-from ci.tests.test_docs import CODE_SPAN, Document
 from common.run import Run
 from common.start import carry_out
 
