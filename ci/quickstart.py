@@ -3,9 +3,11 @@
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,13 +56,27 @@ def main(arguments: list[str]) -> int:
     if result.get("classes"):
         print(f"  for comparison, {constant_prediction(result)}")
     overlays = sorted(pictures.rglob("*_overlay.png"))
-    print(f"\nCurves and examples of each evaluation: tensorboard --logdir {os.path.relpath(run / 'events', ROOT)}")
+    needs = "" if find_spec("tensorboard") else " (needs pip install tensorboard)"
+    print(
+        f"\nCurves and examples of each evaluation: tensorboard --logdir {os.path.relpath(run / 'events', ROOT)}{needs}"
+    )
     if (run / "report.html").is_file():
         print(f"Scores, curves and pictures of the run: {os.path.relpath(run / 'report.html', ROOT)}")
     print(f"{len(overlays)} overlays and coloured masks, for example")
     for path in overlays[:3]:
         print(f"  {os.path.relpath(path, ROOT)}")
+    print(f"For pictures of your own: {prediction(folder, weights)}")
     return 0
+
+
+def prediction(folder: Path, weights: Path) -> str:
+    """The command that predicts a user's own pictures, for the root of the repository.
+
+    folder: the model's. weights: the checkpoint of the run. It names this Python: another one may lack what is needed.
+    """
+    paths = (Path(sys.executable), folder / "predict.py", weights)
+    words = [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
+    return shlex.join([*words[:2], f"--checkpoint={words[2]}", "--input=FOLDER"])
 
 
 def constant_prediction(result: dict) -> str:

@@ -57,6 +57,7 @@ def dry_run(main: Callable[..., dict], run: Run, data: Datasets, model: nn.Modul
     print(*_recipe(args), sep="\n")
     done = run.resumed.content["steps_done"] if run.resumed else 0
     _say(_counts(run, data, done) | _size(model, run.image_size))
+    print(f"measuring some steps, for {SECONDS:.0f} seconds or longer ...", file=sys.stderr, flush=True)
     measured = _Measurement(run)
     measured.of(main, data, model)
     left = max(0, length.total_steps - done)

@@ -446,6 +446,10 @@ def test_missing_files_and_files_of_something_else(tmp_path):
         read(tmp_path / "nowhere.pt")
     with pytest.raises(InputError, match="no checkpoint"):
         read(tmp_path)  # a folder
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.pt").touch()
+    with pytest.raises(InputError, match=rf"is a folder .*{tmp_path}/checkpoints/best\.pt$"):
+        read(tmp_path)
     for content, name in ((torch.zeros(3), "Tensor"), ([1, 2], "list"), ({}, "dict")):
         torch.save(content, tmp_path / "x.pt")
         with pytest.raises(InputError, match=rf"x\.pt holds a {name} and no weights"):

@@ -118,6 +118,9 @@ def test_classes_of_masks():
     assert [(one.name, one.ids) for one in several.classes] == [("class_0", (0,)), ("class_5", (5,))]
     coloured = classes_of_masks([], [(255, 0, 0), (0, 0, 0)], "D")
     assert coloured.names == ("background", "colour_ff0000")
+    white = (255, 255, 255)
+    assert classes_of_masks([], [white, (0, 0, 0)], "D").names == ("background", "foreground")
+    assert classes_of_masks([], [white, (9, 9, 9)], "D").names == ("colour_090909", "colour_ffffff")
     for values, colours in (([1], []), ([0, 1], [(0, 0, 0)]), (range(256), [])):
         with pytest.raises(InputError, match="D"):
             classes_of_masks(values, colours, "D")

@@ -1,16 +1,18 @@
 """ci/environment.sh: what is installed is kept, and what is missing is found. ci/quickstart.py: how Ctrl-C ends it."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from ci.quickstart import constant_prediction, run_to_the_end
+from ci.quickstart import constant_prediction, prediction, run_to_the_end
 from ci.tests.folders import ROOT
 
 
@@ -262,3 +264,17 @@ def test_the_quickstart_shows_what_one_class_everywhere_scores(score, said):
     classes = {name: {"truth_pixels": pixels} for name, pixels in (("road", 6), ("rail", 0), ("car", 4))}
     line = constant_prediction({"scores": [score], "classes": classes})
     assert line.startswith(f"'road' everywhere: {said}")
+
+
+def test_the_quickstart_says_how_to_predict_pictures_of_ones_own(tmp_path):
+    """With the Python that has what is needed, by its path: that of .venv is in nobody's PATH."""
+    weights = ROOT / "ICNet" / "output" / "of mine" / "best.pt"
+    with patch.object(sys, "executable", str(ROOT / ".venv" / "bin" / "python")):
+        words = shlex.split(prediction(ROOT / "ICNet", weights))
+    assert words == [
+        ".venv/bin/python",
+        "ICNet/predict.py",
+        "--checkpoint=ICNet/output/of mine/best.pt",
+        "--input=FOLDER",
+    ]
+    assert f"--checkpoint={tmp_path}/best.pt" in prediction(ROOT / "ICNet", tmp_path / "best.pt")

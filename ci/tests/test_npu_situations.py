@@ -15,6 +15,7 @@ import torch
 
 from ci.tests.folders import ROOT
 from ci.tests.runs import as_if_started
+from common.device import cuda
 
 TRAIN = ROOT / "AttentionUNet" / "train.py"
 SIMULATION = ROOT / "ci" / "simulated_npu"
@@ -43,7 +44,7 @@ def failing(message: str) -> str:
 
 NPU = ["--device=npu"]
 CANNOT = "--device npu cannot be used: "
-ELSE = "; or use --device cuda, --device cpu"
+ELSE = "; or use --device cpu" if cuda.problem() else "; or use --device cuda, --device cpu"
 SITUATIONS = {
     "plugin missing": Situation(
         None,

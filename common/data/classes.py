@@ -21,6 +21,7 @@ from common.errors import InputError
 from common.record.files import write_atomically
 
 CLASSES_FILE = "classes.json"
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MOST_CLASSES = IGNORE_INDEX - 1  # 254 is what the reader of labels calls a value without a class
 # More than so many colours, or than so many values up to such a high one, are no classes that somebody has drawn.
 MOST_FOUND_COLOURS, MOST_FOUND_VALUES, HIGHEST_FOUND_VALUE = 64, 16, 200
@@ -51,7 +52,7 @@ class Classes(NamedTuple):
     def palette(self) -> tuple[Colour, ...]:
         """Colours to look at: those of the masks, unless these are grey levels, which nobody can tell apart."""
         greys = all(len(set(one.colour)) == 1 for one in self.classes)
-        if greys and self.classes[-1].colour != (255, 255, 255):
+        if greys and self.classes[-1].colour != WHITE:
             return tuple(map(distinct_colour, range(len(self.classes))))
         return tuple(one.colour for one in self.classes)
 
@@ -248,8 +249,8 @@ def classes_of_masks(values: Iterable[int], colours: Iterable[Colour], where: st
     """Classes as masks show them, named after their value or colour.
 
     values: those that are in masks of grey or of a palette. colours: those that are in masks of colours; one of the
-    two is empty. 0 and 255 alone are background and foreground; otherwise 255 is ignored. Raises InputError, naming
-    `where`, for masks that show no two classes, or more than can be.
+    two is empty. 0 and 255 alone, or black and white, are background and foreground; otherwise 255 is ignored.
+    Raises InputError, naming `where`, for masks that show no two classes, or more than can be.
     """
     values, colours = sorted(set(values)), sorted(set(colours))
     if values and colours:
@@ -264,13 +265,14 @@ def classes_of_masks(values: Iterable[int], colours: Iterable[Colour], where: st
             f"{CLASSES_FILE} if all of them are classes"
         )
     if colours:
+        usual = {BLACK: "background"} | ({WHITE: "foreground"} if colours == [BLACK, WHITE] else {})
         named = tuple(
-            OwnClass("background" if colour == (0, 0, 0) else "colour_{:02x}{:02x}{:02x}".format(*colour), (n,), colour)
+            OwnClass(usual.get(colour, "colour_{:02x}{:02x}{:02x}".format(*colour)), (n,), colour)
             for n, colour in enumerate(colours)
         )
         return checked(Classes(named, _ignored(named)), where)
     if values == [0, IGNORE_INDEX]:
-        foreground = OwnClass("foreground", (IGNORE_INDEX,), (255, 255, 255))
-        return Classes((OwnClass("background", (0,), (0, 0, 0)), foreground), ())
+        foreground = OwnClass("foreground", (IGNORE_INDEX,), WHITE)
+        return Classes((OwnClass("background", (0,), BLACK), foreground), ())
     named = tuple(OwnClass(f"class_{value}", (value,), distinct_colour(value)) for value in counted)
     return checked(Classes(named), where)

@@ -60,7 +60,8 @@ def find_device_type(kind: str = "auto") -> str:
             return "npu"
         return "cpu" if cuda.problem() else "cuda"
     if kind == "npu" and (problem := npu.problem()):
-        raise InputError(f"--device npu cannot be used: {problem}; or use --device cuda, --device cpu")
+        others = "--device cpu" if cuda.problem() else "--device cuda, --device cpu"
+        raise InputError(f"--device npu cannot be used: {problem}; or use {others}")
     if kind == "cuda" and (problem := cuda.problem()):
         raise InputError(f"--device cuda cannot be used: {problem}; or use --device cpu")
     return kind

@@ -209,6 +209,9 @@ def check_exists(path: str | Path) -> Path:
     if Path(path).is_symlink() and not Path(path).exists():
         raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there; mend it, or give another file")
     if not Path(path).is_file():
+        best = Path(path) / "checkpoints" / "best.pt"  # of the folder of a run
+        if best.is_file():
+            raise InputError(f"{path} is a folder and no checkpoint; give a file of it: {best}")
         raise InputError(f"no checkpoint {path}; give a file that training wrote (checkpoints/last.pt or best.pt)")
     return Path(path)
 
