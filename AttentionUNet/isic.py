@@ -108,7 +108,14 @@ def _refuse(these: dict[str, Path], those: dict[str, Path], problem: str) -> Non
 
 
 MASKS = MaskFiles()
-read_pair = PairReader(lambda path: MASKS)  # masks stay 0 to 255
+
+
+def kind_of(_label: Path) -> MaskFiles:
+    """All labels are masks: they stay 0 to 255."""
+    return MASKS
+
+
+read_pair = PairReader(kind_of)
 
 
 def first(names: Sequence[str], count: int = 3) -> str:

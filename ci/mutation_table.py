@@ -522,6 +522,9 @@ DATA = [
           "test_dynamicunet_data.py -k png_files"),
     Fault("common/data/labels.py", "files of one bit are ids of VOC",
           "if self.has_one_bit and", "if self.by_colour and", "test_dynamicunet_data.py -k other_kinds"),
+    Fault("AttentionUNet/isic.py", "workers that are not forked cannot be given the data set",
+          "PairReader(kind_of)", "PairReader(lambda path: MASKS)",
+          "test_contract.py -k reach_workers"),
     Fault("AttentionUNet/isic.py", "superpixels are pictures",
           " and not path.stem.endswith(SUPERPIXELS_ENDING)", "", "test_attentionunet_data.py -k superpixels"),
 ]  # fmt: skip
@@ -760,6 +763,8 @@ DEVICE = [
           ".si_pid != trainer", ".si_pid == -1", "test_common_stopping.py -k reads_data"),
     Fault("common/device/stopping.py", "a file server that is away is a file to be mended",
           "not isinstance(self._unreadable, Unreachable)", "True", "test_common_unreadable.py -k kept"),
+    Fault("common/data/loading.py", "a server that signals end starts the workers, as Python 3.14 would have it",
+          '"fork" if workers and sys.platform == "linux" else None', "None", "test_common_loading.py -k are_children"),
     Fault("common/data/loading.py", "the others learn too late that a process has no data",
           "AHEAD = 2\n", "AHEAD = 1\n", "test_common_unreadable.py -k one_of_two"),
     Fault("common/scores/evaluate.py", "a picture that cannot be evaluated loses the steps before",

@@ -1,5 +1,7 @@
 """data/loading.py: batches that do not depend on processes or workers."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -141,6 +143,25 @@ for _ in range(250):
         os._exit(1)
 os._exit(0)
 """
+
+
+class Parents(Keyed):
+    """Items whose target tells who has started the process that reads them."""
+
+    def __getitem__(self, key):
+        image, target, draws = super().__getitem__(key)
+        return image, torch.full(target.shape, os.getppid()), draws
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers start as the system has it")
+def test_workers_are_children_of_the_process_that_trains_whatever_python_starts_by_default(monkeypatch):
+    default = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)  # the default of Python 3.14
+    try:
+        ((_, _, target),) = batches(Parents(8), StepRange(2, 0, 0, 1), world(), 1)
+    finally:
+        multiprocessing.set_start_method(default, force=True)
+    assert target.unique().tolist() == [os.getpid()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks and native threads as Linux has them")

@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -355,6 +356,14 @@ def test_what_does_not_fill_a_step_waits_for_another_epoch_and_an_epoch_has_a_st
     assert (run.length.steps_per_epoch, run.length.schedule_steps) == (2, 2 * EPOCHS)
     with pytest.raises(InputError, match=r"8 training images are fewer than the 9 of one step.*--device_batch_size"):
         built(folder, **flags_of(folder, data, tmp_path / "run", device_batch_size=9))
+
+
+def test_data_sets_reach_workers_that_are_not_forked(folder, data, tmp_path):
+    """As pickles, where the system starts processes anew; what they read is the same."""
+    _, datasets, _ = built(folder, **flags_of(folder, data, tmp_path / "run"))
+    for dataset, key in ((datasets.train, (1, 3)), (datasets.val, 1)):
+        for ours, theirs in zip(dataset[key], pickle.loads(pickle.dumps(dataset))[key], strict=True):
+            assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(folder, data, finished, tmp_path):

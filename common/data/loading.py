@@ -191,10 +191,16 @@ class _Reporting(Dataset):
 
 
 def _loader(dataset: _Reporting, keys: Sequence, world: World, workers: int, collate: Callable) -> DataLoader:
+    """On Linux the workers are forked, as before Python 3.14, which would have a server start them.
+
+    That server is sent the signals of its process group too, and its end would be the end of the run; and each of its
+    workers would import torch anew, for every evaluation.
+    """
     return DataLoader(
         dataset,
         batch_sampler=keys,
         num_workers=workers,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=_Collate(collate),
         pin_memory=world.device.type != "cpu",
         worker_init_fn=stay_out_of_it,
