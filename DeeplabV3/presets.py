@@ -76,23 +76,27 @@ PRESETS = {
         "eval_every_steps": 4000,
         "sync_bn": True,
     },
-    # The embedded sample from scratch on two CPU cores, in about six minutes. Small batches of pictures seen at 5/8
-    # of their size make many steps of the time there is; few scales are enough for pictures that are all drawn at one.
+    # The embedded sample from scratch on two cores, in under four minutes. A quarter of the channels and small batches
+    # of pictures seen at 3/4 of their size make many steps of the time there is; few scales are enough, as all pictures
+    # are drawn at one.
     "quickstart": {
         **BASE,
         "data_path": "sample",
         "pretrained": "none",
-        "base_size": 160,
-        "crop_size": (96, 96),
-        "scales": [0.625],  # 160 of the 256 rows of a picture, as in training
+        "base_size": 192,
+        "crop_size": (128, 128),
+        "scales": [0.75],  # 192 of the 256 rows of a picture, as in training
         "min_scale": 0.8,
         "max_scale": 1.25,
         "backbone": "resnet18",
-        "total_steps": 760,
+        "base_channels": 16,
+        "total_steps": 1400,
         "device_batch_size": 4,
         "eval_batch_size": 4,
-        "lr": 0.05,
-        "eval_every_steps": 380,
+        "optimizer": "adamw",
+        "lr": 3e-3,
+        "weight_decay": 0.01,
+        "eval_every_steps": 700,
         "log_every_steps": 10,
     },
     # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch

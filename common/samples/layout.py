@@ -22,6 +22,9 @@ from common.samples.objects import draw_objects
 from common.samples.street import draw_scene
 from common.terminal import progress
 
+TRAIN_IMAGES = 160  # where nothing else is said
+# As many as VOC 2012 itself has: twenty kinds of things are not learned from eight pictures of each.
+VOC_TRAIN_IMAGES = 1464
 STAMP = "sample.json"  # in the root of a sample: the arguments it was drawn with
 CITIES = {"train": ("ahornau", "erlenthal", "fichtenried", "weidenfurt"), "val": ("lindenmark", "ulmenhain")}
 FRAME = 19  # the annotated frame of each snippet of real Cityscapes
@@ -123,21 +126,26 @@ def embedded(layout: str) -> Path:
 def draw(
     layout: str,
     root: str | Path,
-    train_images: int = 160,
+    train_images: int | None = None,
     val_images: int = 32,
     size: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Draw a sample in one of LAYOUTS; without a `size` (height, width) pictures have the usual one of the layout."""
+    """Draw a sample in one of LAYOUTS; `train_images` and `size` (height, width): None for those of the layout."""
     drawers = dict(zip(LAYOUTS, (draw_cityscapes, draw_voc, draw_isic), strict=True))
     if layout not in drawers:
         raise InputError(f"no sample has the layout '{layout}'; choose one of {', '.join(LAYOUTS)}")
-    chosen = {} if size is None else {"size": size}
-    return drawers[layout](root, train_images, val_images, seed=seed, **chosen)
+    chosen = {"train_images": train_images, "size": size}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return drawers[layout](root, val_images=val_images, seed=seed, **given)
 
 
 def draw_cityscapes(
-    root: str | Path, train_images: int = 160, val_images: int = 32, size: tuple[int, int] = (256, 512), seed: int = 0
+    root: str | Path,
+    train_images: int = TRAIN_IMAGES,
+    val_images: int = 32,
+    size: tuple[int, int] = (256, 512),
+    seed: int = 0,
 ) -> Path:
     """Draw street scenes of `size` (height, width) into `root`, in the layout of Cityscapes, and return `root`.
 
@@ -148,7 +156,11 @@ def draw_cityscapes(
 
 
 def draw_voc(
-    root: str | Path, train_images: int = 160, val_images: int = 32, size: tuple[int, int] = (96, 128), seed: int = 0
+    root: str | Path,
+    train_images: int = VOC_TRAIN_IMAGES,
+    val_images: int = 32,
+    size: tuple[int, int] = (96, 128),
+    seed: int = 0,
 ) -> Path:
     """Draw things of the 20 classes in the layout of PASCAL VOC 2012; `root` is the VOCdevkit folder.
 
@@ -160,7 +172,7 @@ def draw_voc(
 
 def draw_isic(
     root: str | Path,
-    train_images: int = 160,
+    train_images: int = TRAIN_IMAGES,
     val_images: int = 32,
     size: tuple[int, int] = (144, 192),
     seed: int = 0,
