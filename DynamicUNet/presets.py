@@ -83,7 +83,7 @@ PRESETS = {
         "scales": [2 / 3],  # 64 of the 96 rows of a picture, as in training
         "min_scale": 0.8,
         "max_scale": 1.25,
-        "epochs": 10,
+        "epochs": 12,
         "device_batch_size": 8,
         "warmup_steps": 50,  # the decoder has no batch norm: this rate needs a warm-up, and gradients that are clipped
         "optimizer": "adamw",
@@ -92,7 +92,7 @@ PRESETS = {
         "clip_norm": 1.0,
         "encoder_lr_factor": 1.0,
         "head_lr_factor": 1.0,
-        "eval_every_epochs": 5,
+        "eval_every_epochs": 6,
     },
     # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch
     # unless --pretrained or --load_from names weights.
