@@ -1,5 +1,6 @@
 """Going on where a run was: the newest of its checkpoints that is whole, and what is put back from it."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -78,17 +79,21 @@ def _advice(path: Path) -> str:
     return ""
 
 
+def _options(content: dict, model: nn.Module) -> dict:
+    """Those of the network in a checkpoint; one that an earlier version did not know had what is its default now."""
+    known = inspect.signature(type(model)).parameters
+    return {name: known[name].default for name in model.options if name in known} | content["options"]
+
+
 def _check_resumable(content: dict, path: Path, model: nn.Module, images_per_step: int) -> None:
     if not is_training_state(content):
         raise InputError(
             f"{path} holds weights and no training state; continue from a checkpoints/last.pt, or start a new run "
             "from these weights with --load_from"
         )
-    made, wanted = (
-        f"{content['model_class']} {content['options']}",
-        f"{type(model).__name__} {model.options}",
-    )
+    made, wanted = (content["model_class"], _options(content, model)), (type(model).__name__, model.options)
     if made != wanted:
+        made, wanted = (f"{name} {options}" for name, options in (made, wanted))
         raise InputError(f"{path} is of a run of {made}, this is one of {wanted}; continue with the same model")
     for weights in (content, content.get("ema")):
         if weights:
