@@ -162,7 +162,7 @@ def test_parameter_counts(backbone):
     model = meta_model(backbone)
     parts = (model, model.context_path, model.spatial_path, model.feature_fusion, model.head, model.auxiliary_heads)
     assert (*map(parameter_count, parts), len(model.state_dict())) == COUNTS[backbone]
-    assert model.options == {"num_classes": 19, "backbone": backbone}
+    assert model.options == {"num_classes": 19, "backbone": backbone, "base_channels": 64}
     if backbone == "resnet50":
         path = model.context_path
         parts = (path.backbone, path.arm16, path.arm32, path.conv_head32, path.conv_head16, path.global_conv)
@@ -264,7 +264,7 @@ def test_backbones_that_do_not_exist():
 
 def test_initial_values(untrained):
     fresh = build_model(num_classes=7, backbone="resnet18")
-    assert fresh.options == {"num_classes": 7, "backbone": "resnet18"}
+    assert fresh.options == {"num_classes": 7, "backbone": "resnet18", "base_channels": 64}
     assert [head.classifier.out_channels for head in (fresh.head, *fresh.auxiliary_heads)] == [7, 7, 7]
     path = untrained.context_path
     for weight in (

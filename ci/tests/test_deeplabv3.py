@@ -168,7 +168,7 @@ FINGERPRINTS = {
 def test_fingerprint(backbone):
     numbers, losses = FINGERPRINTS[backbone]
     model = fingerprint_model(backbone)
-    assert model.options == {"num_classes": 19, "backbone": backbone}
+    assert model.options == {"num_classes": 19, "backbone": backbone, "base_channels": 64}
     images = fingerprint.image(64, 128)
     main, auxiliary = heads(model, images)
     assert main.shape == auxiliary.shape == (1, 19, 8, 16)
@@ -270,7 +270,7 @@ def test_backbones_that_do_not_exist():
 
 def test_initial_values(untrained):
     fresh = build_model(num_classes=7, backbone="resnet18")
-    assert fresh.options == {"num_classes": 7, "backbone": "resnet18"}
+    assert fresh.options == {"num_classes": 7, "backbone": "resnet18", "base_channels": 64}
     assert fresh.classifier.weight.shape[0] == fresh.auxiliary_head.classifier.weight.shape[0] == 7
     for weight in (
         untrained.backbone.conv1[3].weight,

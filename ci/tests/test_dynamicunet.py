@@ -190,7 +190,7 @@ def parameter_count(module: nn.Module) -> int:
 @pytest.mark.parametrize("backbone", IMAGENET_FILES)
 def test_parameter_counts(backbone):
     model = on_meta(backbone=backbone)
-    assert model.options == {"num_classes": 21, "backbone": backbone}
+    assert model.options == {"num_classes": 21, "backbone": backbone, "base_channels": 64}
     # resnet152 is not on the sheet: it has 17 bottleneck blocks more than resnet101, 4 in layer2 and 13 in layer3, of
     # 8 * width ** 2 + 9 * width ** 2 weights and two batch norms of `width` and one of 4 * `width` channels
     more = sum(blocks * (17 * width**2 + 2 * 6 * width) for blocks, width in ((4, 128), (13, 256)))

@@ -138,7 +138,7 @@ def test_fingerprint(backbone):
     parameter_count, numbers = FINGERPRINTS[backbone]
     model = fingerprint_model(backbone)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameter_count
-    assert model.options == {"num_classes": 19, "backbone": backbone}
+    assert model.options == {"num_classes": 19, "backbone": backbone, "base_channels": 64}
     logits = model(fingerprint.image(128, 256))
     assert logits.shape == (1, 19, 128, 256)
     assert fingerprint.numbers(logits) == fingerprint.approx(numbers)
@@ -207,7 +207,7 @@ def test_backbones_that_do_not_exist():
 
 def test_initial_values(untrained):
     fresh = build_model(num_classes=7)
-    assert fresh.options == {"num_classes": 7, "backbone": "resnet50"}
+    assert fresh.options == {"num_classes": 7, "backbone": "resnet50", "base_channels": 64}
     assert fresh.classifier.weight.shape[0] == fresh.cff_12.label_guidance.weight.shape[0] == 7
     for weight in (
         untrained.backbone.conv1[0].weight,
