@@ -90,6 +90,7 @@ def tree(tmp_path_factory):
         folder / "presets.py",
         ('    "backbone": "resnet50",\n', ""),
         ('    "base_channels": 64,\n', ""),
+        ('        "base_channels": 16,\n', ""),
         ('    "backbone": ["resnet50", "resnet101", "resnet152"],\n', ""),
         ('"icnet"', '"plainnet"'),
     )
