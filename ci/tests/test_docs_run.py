@@ -56,7 +56,8 @@ def test_every_training_in_the_documents_becomes_a_few_steps_on_the_cpu():
                 args = parse_args(
                     module(model, "presets"), [*preset, *of_the_command_alone(words[script + 1 :]), *more]
                 )
-                assert (args.device, args.workers) == ("npu" if "npu" in line else "cpu", 0), line
+                workers = int(words[words.index("--workers") + 1]) if "--workers" in words else 0
+                assert (args.device, args.workers) == ("npu" if "npu" in line else "cpu", workers), line
                 assert 0 < args.max_steps <= 30 and len(args.device_list or range(args.devices)) <= 4, line
     assert found > 30
 
