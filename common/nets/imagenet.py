@@ -198,7 +198,8 @@ def load_imagenet(backbone: nn.Module, path: str | Path) -> str:
     if 2 * len(taken) < max(len(wanted), len(offered)):
         raise InputError(
             f"{path} ({kind}) does not fit the backbone: of {len(wanted)} tensors needed and {len(offered)} in the "
-            f"file {len(taken)} match; use the ImageNet file for this depth and stem, or --pretrained none"
+            f"file {len(taken)} match; use the ImageNet file for this depth and stem with "
+            "--base_channels 64, or --pretrained none"
         )
     backbone.load_state_dict(taken, strict=False)
     if len(taken) == len(wanted) and not unused:
