@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from common import IGNORE_INDEX
 from common.errors import InputError
+from common.nets.atrous import AtrousConv2d
 from common.nets.backbone import PUBLISHED_CHANNELS, ResNet, scaled
 from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, upsampled_cross_entropy
@@ -32,8 +33,10 @@ class ConvBNReLU(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1):
         super().__init__()
-        padding = dilation * (kernel_size // 2)
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
+        if kernel_size == 3:
+            self.conv = AtrousConv2d(in_channels, out_channels, dilation)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 

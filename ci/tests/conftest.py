@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ci.tests.narrow import narrow_networks
 from common.device import npu
 
-# The tensors of the tests are tiny: one thread is fastest, and two test processes do not wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The tensors of the tests are tiny: one thread is fastest, and two test processes do not wait for each other. A process
+# that is forked from one with several threads would wait for ever for those it has not got.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 # Drawing the page of a run takes seconds: test_report_page.py has one.
 os.environ["NO_REPORT"] = "1"
 

@@ -1,9 +1,9 @@
 """The plain form of a training step, against which the benchmark and the tests compare ours.
 
 Plain is what one writes first: eager, float32, contiguous tensors, an optimizer that updates one tensor after another,
-losses that hold every full-size tensor at once, an enlargement before the convolution that reads it and, where a
-network has `compute_like_the_reference`, what its reference computes without using the result. It computes the same
-loss and, up to rounding, the same gradients.
+losses that hold every full-size tensor at once, an enlargement before the convolution that reads it, products with
+padding and, where a network has `compute_like_the_reference`, what its reference computes without using the result. It
+computes the same loss and, up to rounding, the same gradients.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import IGNORE_INDEX
+from common.nets.atrous import AtrousConv2d
 from common.nets.upsampling import UpsampledConv2d
 from common.step.optimizer import OPTIMIZERS, optimizer_options
 
@@ -58,6 +59,8 @@ def plain_network(model: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, UpsampledConv2d):
             layer.forward = partial(_enlarge_then_convolve, layer)
+        elif isinstance(layer, AtrousConv2d):
+            layer.forward = partial(nn.Conv2d.forward, layer)
     if hasattr(module, "compute_like_the_reference"):
         module.compute_like_the_reference()
     return module
