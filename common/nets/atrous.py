@@ -1,5 +1,4 @@
-"""A convolution of growing dilation, without the part of its filter that reads nothing but padding.
-"""
+"""A convolution of growing dilation, without the part of its filter that reads nothing but padding."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
