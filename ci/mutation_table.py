@@ -793,6 +793,8 @@ DEVICE = [
     Fault("common/device/slurm.py", "a run in a batch script waits for others",
           'environment.get("SLURM_STEP_NUM_TASKS", 1)', 'environment.get("SLURM_NTASKS", 1)',
           "test_common_slurm.py"),
+    Fault("common/device/relay.py", "a machine that waits for others cannot be ended",
+          "if ord(number) in STOPS:", "if False:", "test_common_stopping.py -k waits_for_others"),
     Fault("common/device/relay.py", "the launcher keeps signals to itself",
           "        self._send(number)\n", "", "test_common_stopping.py -k outlives"),
     Fault("common/device/exits.py", "a run that stopped in order has failed",

@@ -399,6 +399,23 @@ def test_a_process_that_comes_later_is_told_what_has_been_asked(tmp_path, monkey
     assert (tmp_path / "process-0").read_text() == str(os.getpid())
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_machine_that_waits_for_others_can_be_ended(tmp_path, monkeypatch, number):
+    ended = []
+    monkeypatch.setattr("common.device.stopping.end_at_once", lambda text, code: ended.append((text, code)))
+    (folder := tmp_path / "relay").mkdir()
+    before = signal.signal(number, lambda *_: None)
+    try:
+        with Relay(folder).waiting():
+            os.kill(os.getpid(), number)
+            wait_until(lambda: ended)
+    finally:
+        signal.signal(number, before)
+    reason, code = ("interrupted", 130) if number == signal.SIGINT else ("stopped by SIGTERM", 3)
+    assert ended == [(f"{reason} before the training began: nothing was changed", code)]
+    assert not folder.exists()
+
+
 # ---- output that nobody reads
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -525,14 +526,22 @@ def test_a_process_of_several_leaves_at_once(capsys, monkeypatch):
 @pytest.fixture
 def torchrun(monkeypatch):
     """What torchrun would be started with, and how it ends."""
-    seen = SimpleNamespace(ends=None, commands=[], checked=None)
+    seen = SimpleNamespace(ends=None, commands=[], checked=None, heard=[])
+
+    def note_whether_signals_are_heard():
+        seen.heard.append((number := signal.set_wakeup_fd(-1)) != -1)
+        signal.set_wakeup_fd(number)
 
     def run(command):
+        note_whether_signals_are_heard()
+        api.PContext.start(None)
+        note_whether_signals_are_heard()
         seen.commands.append(command)
         seen.checked = os.environ.get(CHECKED)
         if seen.ends:
             raise seen.ends
 
+    monkeypatch.setattr(api.PContext, "start", lambda context: None)
     monkeypatch.setattr("torch.distributed.run.run", run)
     monkeypatch.setattr(sys, "argv", ["train.py", "--devices", "2", "--nnodes=9"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -549,6 +558,7 @@ def test_several_devices_start_torchrun_with_the_same_arguments_and_check_once(c
     assert command.local_addr == "127.0.0.1"  # the name of a machine may be that of no address
     assert (command.training_script, command.training_script_args) == ("train.py", ["--devices", "2", "--nnodes=9"])
     assert torchrun.checked
+    assert torchrun.heard == [False, False]
 
 
 def test_several_machines_meet_at_the_first_one(capsys, torchrun):
@@ -557,6 +567,7 @@ def test_several_machines_meet_at_the_first_one(capsys, torchrun):
     launched(capsys, check=lambda args, world_size: sizes.append(world_size), device="cpu", devices=2, **given)
     launched(capsys, check=lambda args, world_size: sizes.append(world_size), device="cpu", devices=1, **given)
     assert sizes == [8, 4]
+    assert torchrun.heard == [True, False] * 2  # until the others are there, by `Relay.waiting`
     for command, processes in zip(torchrun.commands, ("2", "1"), strict=True):
         assert (command.nproc_per_node, command.nnodes, command.node_rank) == (processes, "4", 3)
         assert (command.master_addr, command.master_port, command.standalone) == ("10.0.0.7", 4321, False)

@@ -1,5 +1,6 @@
 """Starts a run: the devices it asks for, and a process on each of them."""
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -172,10 +174,12 @@ def run_torchrun(args: Namespace) -> None:
     for logger in list(logging.root.manager.loggerDict):
         if logger.startswith("torch.distributed.elastic."):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="segmentation-zoo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="segmentation-zoo-") as folder, contextlib.ExitStack() as waiting:
         os.environ |= {CHECKED: folder, STARTED: str(common.STARTED)}
         relay = Relay(Path(folder))
-        _listen(relay)
+        if args.nnodes > 1:
+            waiting.enter_context(relay.waiting())
+        _listen(relay, waiting.close)
         try:
             run(get_args_parser().parse_args([*command, *sys.argv]))
         except ChildFailedError as error:
@@ -198,8 +202,11 @@ def _exit_code(failures: dict) -> int:
     return ExitCode.INPUT if ExitCode.INPUT in codes else (codes or [ExitCode.FAILED])[0]
 
 
-def _listen(relay: Relay) -> None:
-    """Have torchrun pass signals on: by itself it would end the processes, and give them half a minute to go."""
+def _listen(relay: Relay, starts: Callable[[], None]) -> None:
+    """Have torchrun pass signals on: by itself it would end the processes, and give them half a minute to go.
+
+    starts: is called before it starts processes.
+    """
     from torch.distributed.elastic.multiprocessing import api
 
     end = api._terminate_process_handler
@@ -207,6 +214,8 @@ def _listen(relay: Relay) -> None:
         end(number, frame) if number == signal.SIGQUIT else relay.take(number, frame)
     )
     signal.signal(SAVES, relay.take)
+    start = api.PContext.start
+    api.PContext.start = lambda context: starts() or start(context)
     close = api.PContext.close
     # when one has failed: those that hang do not hear a SIGTERM, and torchrun would wait half a minute for them
     api.PContext.close = lambda context, death_sig=None, timeout=30: close(context, death_sig, min(timeout, LEAVE_S))

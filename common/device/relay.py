@@ -10,11 +10,14 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import common
-from common.device.stopping import ONE_KEY_S, SAVES, STOPS, Stop, end_at_once
+from common.device.stopping import ONE_KEY_S, SAVES, STOPS, Stop, end_at_once, end_before_training
 from common.errors import ExitCode
 
 # Set for the processes that `run_torchrun` starts, whose arguments have been checked already: the folder of this file.
@@ -50,6 +53,33 @@ class Relay:
         with contextlib.suppress(FileNotFoundError), open(self.folder / SIGNALS, "a", encoding="ascii") as file:
             file.write(f"{int(number)}\n")  # the folder is gone when the processes are
         self._send(number)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within it, a signal ends this process at once, as long as it has no others: it waits for other machines.
+
+        torchrun waits in C++, for a quarter of an hour, where no handler of Python's is called; but Python writes the
+        number of the signal into a file at once, and a thread reads it there.
+        """
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+
+        def read() -> None:
+            for number in iter(lambda: reader.recv(1), b""):
+                if ord(number) in STOPS:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    end_before_training(ord(number))
+
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            writer.close()
+            thread.join()
+            reader.close()
 
     @property
     def has_stopped(self) -> bool:

@@ -103,8 +103,7 @@ class Stop:
             end_at_once("interrupted twice: what was not saved is lost", ExitCode.INTERRUPTED)
         self.ask(number)
         if not self._begun and number != SAVES:
-            code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.STOPPED
-            end_at_once(f"{words(self.code, 0)} before the training began: nothing was changed", code)
+            end_before_training(number)
 
 
 def end_at_once(text: str, code: int) -> None:
@@ -112,6 +111,12 @@ def end_at_once(text: str, code: int) -> None:
     with contextlib.suppress(OSError):  # nobody may read it
         os.write(2, f"{os.path.basename(sys.argv[0])}: {text}\n".encode())
     os._exit(code)
+
+
+def end_before_training(number: int) -> None:
+    """End this process, which has nothing to keep, because of a signal."""
+    code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.STOPPED
+    end_at_once(f"{words(OF_SIGNALS + number, 0)} before the training began: nothing was changed", code)
 
 
 def words(code: int, max_minutes: float) -> str:
