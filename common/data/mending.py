@@ -53,8 +53,8 @@ class Mended(NamedTuple):
         """Lines for people."""
         kinds = ", ".join(f"{count:,} from {kind}" for kind, count in self.rewritten.most_common())
         lines = [
-            f"written: {folder}, {self.pictures:,} pictures (links to the files that are checked), "
-            f"{self.rewritten.total():,} of their labels anew{f' ({kinds})' if kinds else ''}"
+            f"written: {folder}, {self.pictures:,} pictures (links to the original files), "
+            f"{self.rewritten.total():,} labels rewritten{f' ({kinds})' if kinds else ''}"
         ]
         if self.left_out:
             lines.append(f"left out: {len(self.left_out):,} pictures, which {folder / EXCLUDED} lists with the reason")

@@ -50,9 +50,9 @@ def find_own(root: str | Path) -> OwnData:
     """
     files = find_files(root)
     found = find_classes(files.folders)
-    classes, said_by = found if found else (_scanned([*files.train, *files.val], root), "the masks themselves")
+    classes, said_by = found if found else (_scanned([*files.train, *files.val], root), "the masks")
     shown = ", ".join(classes.names[:6]) + (", ..." if len(classes.names) > 6 else "")
-    return OwnData(files, classes, f"{len(classes.names)} classes by {said_by}: {shown}; {files.note}")
+    return OwnData(files, classes, f"{len(classes.names)} classes from {said_by}: {shown}; {files.note}")
 
 
 def _scanned(pairs: Sequence[Pair], root: str | Path) -> Classes:
@@ -90,10 +90,12 @@ def own_sources(args: Namespace, info_of: Callable[[Classes], DatasetInfo] = own
         if (given := getattr(args, flag, usual[0])) not in usual:
             raise InputError(f"--{flag} {given} is for the published data sets; leave it out for --dataset {FOLDER}")
     data = find_own(args.data_path)
-    note = f"{data.note}; {fit(args, data.files.train)}".removesuffix("; ")
+    chosen = fit(args, data.files.train)
+    note = data.note + (f"; chosen for them: {chosen}" if chosen else "")
     if not args.evaluate and not args.load_from and getattr(args, "pretrained", "") == "none":
         note += (
-            "; from scratch: fewer pictures do with --load_from FILE --new_head, or with ImageNet's --pretrained FILE"
+            "; training starts from random weights: with few pictures better from --pretrained FILE (ImageNet), or "
+            "from --load_from FILE --new_head (another network)"
         )
     read = PairReader(ReaderOf(data.classes.table(), data.classes), args.exif)
     read, info = cached(args, read, f"{FOLDER} {data.classes!r}"), info_of(data.classes)

@@ -231,7 +231,7 @@ def _drawn(pairs: list[Pair], root: Path) -> OwnFiles:
     count = max(1, round(VALIDATION_SHARE * len(pairs)))
     val = set(order[:count])
     train = [pair for pair in pairs if pair not in val]
-    note = f"{len(train)} pictures for training and {count} for validation, drawn by their names"
+    note = f"{len(train)} pictures for training and {count} for validation, split by a hash of their names"
     return OwnFiles(train, [pair for pair in pairs if pair in val], [root, *_subfolders(root)], note)
 
 
