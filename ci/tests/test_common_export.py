@@ -77,6 +77,9 @@ def test_a_file_of_any_size_gives_the_logits_of_the_network(folder, exported, ch
             expected = ours(images)
         torch.testing.assert_close(theirs(images), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     assert theirs.options == ours.options
+    if folder == "DynamicUNet":
+        with pytest.raises(InputError, match=r"64 x 80 pixels \(.* be multiples of 32\); .*--size=64x80"):
+            theirs(torch.randn(1, 3, 64, 80))
 
 
 @pytest.mark.parametrize("folder", ["AttentionUNet", "ICNet"])  # a mask, and class ids

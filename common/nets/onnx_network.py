@@ -63,10 +63,12 @@ class OnnxNetwork(nn.Module):
         try:
             (found,) = self._session.run(None, {self._input.name: filled})
         except Exception as error:  # onnxruntime's own classes, which have no common parent
+            height, width = images.shape[2:]
             said = " ".join(str(error).split())[:100]
+            reason = "the sides have to be multiples of 32" if height % 32 or width % 32 else said
             raise InputError(
-                f"{self.path} does not take images {list(images.shape)} ({said}); files of any size take "
-                f"multiples of 32 pixels: for these export with --size={images.shape[2]}x{images.shape[3]}"
+                f"{self.path} does not take images of {height} x {width} pixels ({reason}); use the checkpoint itself, "
+                f"or export it with --size={height}x{width}"
             ) from error
         return torch.from_numpy(np.ascontiguousarray(found[: len(images)]))
 

@@ -94,7 +94,10 @@ def _check_resumable(content: dict, path: Path, model: nn.Module, images_per_ste
     made, wanted = (content["model_class"], _options(content, model)), (type(model).__name__, model.options)
     if made != wanted:
         made, wanted = (f"{name} {options}" for name, options in (made, wanted))
-        raise InputError(f"{path} is of a run of {made}, this is one of {wanted}; continue with the same model")
+        raise InputError(
+            f"{path} is of a run of {made}, this is one of {wanted}; continue with the flags of that run, which its "
+            "config.json has"
+        )
     for weights in (content, content.get("ema")):
         if weights:
             check_fit(content, weights["model"], path, model)
