@@ -80,7 +80,7 @@ PRESETS = {
         "output_dir": "test/output/quickstart",
     },
     # Pictures and masks of one's own: what is None here is chosen by their sizes and the device, from scratch
-    # unless --pretrained or --load_from names weights.
+    # unless --load_from names weights.
     "own": {
         **BASE,
         "data_path": "./data/own",
