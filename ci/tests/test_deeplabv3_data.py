@@ -198,7 +198,7 @@ def test_what_the_converter_refuses(tmp_path):
     root = lay_out(tmp_path / "cityscapes", with_ids=True, with_polygons=False)
     with pytest.raises(InputError, match="--nproc 0"):
         convert(root, processes=0)
-    with pytest.raises(InputError, match="cityscapes/gtCoarse.*--gt_dir"):
+    with pytest.raises(InputError, match="no folder .*cityscapes/gtCoarse; .*--gt_dir"):
         convert(root, gt_dir="gtCoarse")
     assert not list(root.rglob("*TrainIds*"))
 

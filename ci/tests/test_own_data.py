@@ -74,9 +74,10 @@ def test_a_split_that_is_drawn_stays_when_pictures_come(tmp_path):
 
 
 def test_splits_that_are_there_are_taken(tmp_path):
-    for root, parts in (("a", "{0}/images {0}/masks"), ("b", "images/{0} masks/{0}"), ("c", "{0} {0}")):
+    small = ["{0}/images {0}/masks", "images/{0} masks/{0}", "{0} {0}"]
+    for root, parts in zip("abcde", [*small, "{1}/Images {1}/Masks", "Images/{1} Masks/{1}"], strict=True):
         for split, count in (("train", 3), ("valid", 2)):
-            images, masks = parts.format(split).split()
+            images, masks = parts.format(split, split.title()).split()
             folder_of(tmp_path / root, count, images=images, masks=masks)
         found = find_files(tmp_path / root)
         assert (len(found.train), len(found.val)) == (3, 2), root
@@ -99,7 +100,8 @@ def test_lists_split_and_name_their_line_when_they_are_wrong(tmp_path):
 def test_what_does_not_fit_together_is_named(tmp_path):
     root = folder_of(tmp_path)
     extra = picture(root / "images" / "alone.png")
-    with pytest.raises(InputError, match=r"1 of 7 pictures of .* have no mask in .*: alone\.png"):
+    (root / "masks" / ".DS_Store").touch()
+    with pytest.raises(InputError, match=r"1 of 7 pictures of .* have no mask .*: alone\.png \(there are p0_mask\.png"):
         find_files(root)
     extra.unlink()
     extra = mask(root / "masks" / "p1_gt.png")

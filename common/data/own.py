@@ -91,7 +91,7 @@ def own_sources(args: Namespace, info_of: Callable[[Classes], DatasetInfo] = own
             raise InputError(f"--{flag} {given} is for the published data sets; leave it out for --dataset {FOLDER}")
     data = find_own(args.data_path)
     chosen = fit(args, data.files.train)
-    note = data.note + (f"; chosen for them: {chosen}" if chosen else "")
+    note = data.note + (f"; chosen: {chosen}" if chosen else "")
     if not args.evaluate and not args.load_from and getattr(args, "pretrained", "") == "none":
         note += (
             "; training starts from random weights: with few pictures better from --pretrained FILE (ImageNet), or "

@@ -77,12 +77,14 @@ def _unlabelled(pairs: list[Pair]) -> str:
 
 def _part(root: Path, names: tuple[str, ...]) -> list[Pair]:
     """The pairs of a split that has folders of its own: NAME/images or images/NAME."""
+    images, masks = (_folder_of(root, folders) for folders in (IMAGE_FOLDERS, MASK_FOLDERS))
     for name in names:
-        if (root / name).is_dir() and (pairs := _pairs_in(root / name)):
+        if (folder := _folder_of(root, (name,))) and (pairs := _pairs_in(folder)):
             return pairs
-        images, masks = (_folder_of(root, folders) for folders in (IMAGE_FOLDERS, MASK_FOLDERS))
-        if images and masks and (images / name).is_dir() and (masks / name).is_dir():
-            return match(images / name, masks / name)
+        if images and masks:
+            parts = [_folder_of(folder, (name,)) for folder in (images, masks)]
+            if all(parts):
+                return match(*parts)
     return []
 
 
@@ -97,7 +99,9 @@ def _pairs_in(folder: Path) -> list[Pair]:
 
 
 def _folder_of(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    """The first of these names that the folder holds a folder of, in capitals or small letters; None without any."""
+    there = {path.name.casefold(): path for path in _subfolders(folder)}
+    return next((there[name.casefold()] for name in names if name.casefold() in there), None)
 
 
 def _subfolders(root: Path) -> list[Path]:
@@ -167,7 +171,7 @@ def _picture_name(stem: str, images: dict[str, Path]) -> str:
 def _refuse(these: dict[str, Path], those: dict[str, Path], problem: str, folder: Path) -> None:
     alone = sorted(set(these) - set(those))
     if alone:
-        there = _first(sorted(path.name for path in folder.iterdir())) or "nothing"
+        there = _first(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))) or "nothing"
         raise InputError(
             f"{len(alone)} of {len(these)} {problem}: {_first([these[name].name for name in alone])} (there are "
             f"{there}); add the missing files, or take these away"

@@ -44,9 +44,10 @@ def convert(root: Path, gt_dir: str = "gtFine", out_dir: Path | None = None, pro
     labels_dir = root / gt_dir
     sources = {split: find_sources(labels_dir / split) for split in SPLITS if (labels_dir / split).is_dir()}
     if not any(sources.values()):
+        missing = f"*{SOURCES[0]} or *{SOURCES[1]} in the city folders of {labels_dir}/{{{','.join(SPLITS)}}}"
         raise InputError(
-            f"no *{SOURCES[0]} or *{SOURCES[1]} in the city folders of {labels_dir}/{{{','.join(SPLITS)}}}; give the "
-            "folder that gtFine_trainvaltest.zip was unpacked into, and the folder of the labels in it with --gt_dir"
+            f"no {missing if labels_dir.is_dir() else f'folder {labels_dir}'}; give the folder that "
+            "gtFine_trainvaltest.zip was unpacked into, and the folder of the labels in it with --gt_dir"
         )
     lists_dir = out_dir or root
     try:
