@@ -395,7 +395,7 @@ DATA = [
     Fault("common/data/own_files.py", "pictures for validation are trained on",
           "if pair not in val]", "]", "test_own_data.py -k drawn"),
     Fault("common/data/own_files.py", "a folder in capitals is not seen",
-          "name.casefold() in there)", "name in there)", "test_own_data.py -k splits_that_are_there"),
+          "{path.name.casefold(): path", "{path.name: path", "test_own_data.py -k splits_that_are_there"),
     Fault("common/data/classes.py", "white beside any colour is the foreground",
           "if colours == [BLACK, WHITE]", "if WHITE in colours", "test_common_classes.py"),
     Fault("common/data/classes.py", "each grey of a smoothed edge is a class",

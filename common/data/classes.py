@@ -261,8 +261,8 @@ def classes_of_masks(values: Iterable[int], colours: Iterable[Colour], where: st
     if len(colours) > MOST_FOUND_COLOURS or (len(counted) > MOST_FOUND_VALUES and counted[-1] > HIGHEST_FOUND_VALUE):
         what = f"{len(colours)} colours" if colours else f"{len(values)} values up to {values[-1]}"
         raise InputError(
-            f"the masks of {where} show {what}, as those with smoothed edges do; save masks without smoothing, or write "
-            f"a {CLASSES_FILE} if all of them are classes"
+            f"the masks of {where} show {what}, as those with smoothed edges do; save masks without smoothing, or "
+            f"write a {CLASSES_FILE} if all of them are classes"
         )
     if colours:
         usual = {BLACK: "background"} | ({WHITE: "foreground"} if colours == [BLACK, WHITE] else {})
