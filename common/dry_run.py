@@ -182,7 +182,7 @@ class _Measurement:
         precision = "float32" if run.opt_level == "O0" else f"{run.args.amp_dtype} ({run.opt_level})"
         device = f"one {device_name(world.device)}"
         if world.device.type == "cpu":
-            device += f", {torch.get_num_threads()} threads"
+            device += f", threads: {torch.get_num_threads()}"
         if run.processes > 1:
             device += f": one of {run.processes}, without what they exchange in each step"
         return {

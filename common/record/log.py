@@ -336,7 +336,7 @@ class RunLog:
         self._piece = add_piece(self.output_dir, self.title.network, course.first_step, here, course.continues)
         self._numbers = Numbers(self.output_dir, self.config, course.first_step + 1 if course.continues else None)
         self._lines = Lines(self.output_dir / "train.log", course.first_step, course.total_steps)
-        what = f"evaluation, {course.images_per_step} images at a time"
+        what = f"evaluation, batch size {course.images_per_step}"
         if course.total_steps:
             what = f"steps {course.first_step}..{course.total_steps} of {course.images_per_step} images"
         devices = f"{self.world.size} x {device_name(self.world.device)}"
