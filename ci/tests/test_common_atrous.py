@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.nets.atrous import AtrousConv2d
+from common.tools.plain import plain_network
 
 
 def operations(layer: nn.Module, x: torch.Tensor) -> int:
@@ -29,4 +30,5 @@ def test_values_gradients_and_operations(sides, taps, layout):
     gradients = [torch.autograd.grad((layer(x) * weights).sum(), [x, layer.weight]) for layer in (ours, theirs)]
     for gradient, expected in zip(*gradients, strict=True):
         assert torch.allclose(gradient, expected, rtol=0, atol=1e-13)
+    assert operations(plain_network(nn.Sequential(ours)), x) == operations(theirs, x)
     assert operations(ours.eval(), x) == operations(theirs, x)  # an exported network takes other sizes too
