@@ -156,7 +156,7 @@ class FeatureFusion(nn.Module):
     def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
         """Two [B, c, h, w] with in_channels together -> [B, out_channels, h, w]."""
         fused = self.conv(torch.cat((spatial, context), dim=1))
-        return fused + fused * torch.sigmoid(self.attention(image_mean(fused)))
+        return fused * (1 + torch.sigmoid(self.attention(image_mean(fused))))  # one pass; added afterwards, three
 
 
 class Head(nn.Module):
