@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.backbone import PUBLISHED_CHANNELS, ResNet, scaled
+from common.nets.pooling import image_mean
 from common.nets.upsampling import UpsampledConv2d
 from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, upsampled_cross_entropy
@@ -111,7 +112,7 @@ class AttentionRefinement(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, h, w] -> [B, out_channels, h, w]."""
         x = self.conv(x)
-        return x * torch.sigmoid(self.attention(F.adaptive_avg_pool2d(x, 1)))
+        return x * torch.sigmoid(self.attention(image_mean(x)))
 
 
 class ContextPath(nn.Module):
@@ -133,7 +134,7 @@ class ContextPath(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] -> context at 1/8 and at 1/16 of the image, both with the width of the path."""
         _, eighth, sixteenth, last = self.backbone(images)  # layer2 to layer4 at 1/8, 1/16 and 1/32
-        context = self.arm32(last) + self.global_conv(F.adaptive_avg_pool2d(last, 1))  # + [B, width, 1, 1]
+        context = self.arm32(last) + self.global_conv(image_mean(last))  # + [B, width, 1, 1]
         context16 = self.conv_head32(context, sixteenth.shape[-2:])
         context = self.arm16(sixteenth) + context16
         context8 = self.conv_head16(context, eighth.shape[-2:])
@@ -155,7 +156,7 @@ class FeatureFusion(nn.Module):
     def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
         """Two [B, c, h, w] with in_channels together -> [B, out_channels, h, w]."""
         fused = self.conv(torch.cat((spatial, context), dim=1))
-        return fused + fused * torch.sigmoid(self.attention(F.adaptive_avg_pool2d(fused, 1)))
+        return fused * (1 + torch.sigmoid(self.attention(image_mean(fused))))  # one pass; added afterwards, three
 
 
 class Head(nn.Module):

@@ -17,6 +17,7 @@ from common import IGNORE_INDEX
 from common.errors import InputError
 from common.nets.atrous import AtrousConv2d
 from common.nets.backbone import PUBLISHED_CHANNELS, ResNet, scaled
+from common.nets.pooling import image_mean
 from common.step.criteria import Criterion
 from common.step.losses import at_least_float32, upsampled_cross_entropy
 from common.step.norm import trains_on_one_image
@@ -57,7 +58,7 @@ class ASPP(nn.Module):
         self.fuse = ConvBNReLU((2 + len(dilations)) * channels, channels, kernel_size=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = self.image_pooling(x.mean(dim=(2, 3), keepdim=True))  # [B, channels, 1, 1]
+        pooled = self.image_pooling(image_mean(x))  # [B, channels, 1, 1]
         branches = [branch(x) for branch in self.branches]
         pooled = pooled.expand_as(branches[0])  # what bilinear upsampling makes of a single pixel
         if self.training:  # in the layout of the branches: beside an expanded tensor torch.cat turns all of them round

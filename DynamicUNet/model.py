@@ -104,7 +104,8 @@ class UnetBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x [B, up_channels, h/2, w/2], skip [B, skip_channels, h, w] -> [B, out_channels, h, w]."""
         x = to_size(self.upsample(x), skip.shape[-2:])  # [B, up_channels, h/2, w/2] -> [B, up_channels / 2, h, w]
-        x = F.relu(torch.cat([x, self.skip_bn(skip)], dim=1), inplace=True)
+        # the activation of both: what was doubled is the output of a ReLU, and so is not below 0
+        x = torch.cat([x, F.relu(self.skip_bn(skip), inplace=True)], dim=1)
         x = F.relu(self.conv1(x), inplace=True)
         return F.relu(self.conv2(x), inplace=True)
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from BiSeNetv1 import presets
-from BiSeNetv1.model import BiSeNetV1, build_model, training_loss
+from BiSeNetv1.model import BiSeNetV1, FeatureFusion, build_model, training_loss
 from BiSeNetv1.train import learning_rate_schedule
 from BiSeNetv1.weights import from_reference, imagenet_file
 from ci.tests import fingerprint
@@ -349,6 +349,16 @@ def test_mixed_precision_loss(golden, dtype):
     assert loss.item() == pytest.approx(golden.case.manifest["train"]["loss64"]["total"], rel=0.02)
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
         assert golden.model.eval()(golden.case.image("eval", torch.float32)).dtype == torch.float32
+
+
+def test_features_and_their_weighted_selves_are_one_product():
+    """A sum of the two is another pass over features at an eighth of the image, and one more on the way back."""
+    fusion, features = FeatureFusion(8, 4), [torch.randn(2, 4, 5, 6, requires_grad=True) for _ in range(2)]
+    with Operators() as operators:
+        fused = fusion(*features)
+        fused.sum().backward()
+    # the gradients of the features themselves and of their means; and one of each weight
+    assert operators.written["add.Tensor"] + operators.written["add_.Tensor"] < 2 * fused.numel()
 
 
 @pytest.mark.parametrize("avg_non_ignore", [False, True])

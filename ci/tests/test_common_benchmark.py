@@ -287,10 +287,13 @@ def test_evaluation_and_prediction_of_every_model(folder, data, monkeypatch, tmp
     assert len(list(tmp_path.glob("new/*.pair"))) == 2 and all(searches)
     seen.clear()
     searches.clear()
-    result = main(["predict", *argv])
+    result = main(["predict", *argv, "--images=2"])
     assert set(result["figures"]) == {"file to mask", "picture to mask"}
-    assert result["decoding_share"] < 1
-    assert len(seen) == 4 * 2 + 1 and not any(searches)
+    assert result["decoding_share"] < 1 and result["batch"] == 2
+    for row in result["figures"].values():
+        assert row["images_per_second"] == pytest.approx(2 * 1000 / row["median_ms"])
+    # two at a time, four times, and one for the count of operations
+    assert [shape[0] for shape in seen] == 8 * [2] + [1] and not any(searches)
     assert result["data"].endswith(("of 64 x 96", "of 96 x 64"))
 
 
@@ -313,6 +316,7 @@ def test_decoding_is_not_timed_for_reading_the_cache(data, monkeypatch):
         (["train", "--model=NoNet"], "NoNet"),
         (["train", "--model=ICNet", "--repetitions=0"], "--repetitions 0: give at least 1"),
         (["train", "--model=ICNet", "--nosuch=1"], "--nosuch"),
+        (["eval", "--model=ICNet", "--compile"], "--compile and --cuda_graph are of the training step; eval has none"),
     ],
 )
 def test_a_wrong_flag_is_refused_in_one_line(argv, words, capsys):

@@ -282,6 +282,8 @@ def test_a_run_that_waits_for_its_data_says_once_what_would_help(tmp_path, clock
     assert "--cache DIR" in line
     (line,) = waiting_run(tmp_path / "c", clock, lambda step: 0.5, workers=7, cache="/fast")
     assert "pip install imagecodecs" in line
+    (line,) = waiting_run(tmp_path / "g", clock, lambda step: 0.5, workers=7, cache="/fast", cache_share=0.4)
+    assert "a larger --cache_share would help" in line
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # eight cores, and four processes that train
     (line,) = waiting_run(tmp_path / "d", clock, lambda step: 0.5, workers=1, cache="")
     assert "--cache DIR" in line

@@ -96,6 +96,19 @@ def test_image_by_image_is_the_loss_of_the_batch(over_all_pixels, layout):
     assert torch.allclose(gradient, truth, rtol=1e-11, atol=1e-15)
 
 
+def test_small_logits_are_cast_and_turned_round_for_the_whole_batch_at_once():
+    """In one pass each way: how many there are does not grow with the batch."""
+    passes = []
+    for images in (1, 3):
+        logits, labels = (part.detach()[:images] for part in small_batch(torch.float16))
+        logits = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
+        with Operators() as operators:
+            (gradient,) = torch.autograd.grad(upsampled_cross_entropy(logits, labels), logits)
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
+        passes.append(operators.counts["aten::_to_copy"] + operators.counts["aten::clone"])
+    assert passes[0] == passes[1] == 3  # there and back, and the labels that count as weights
+
+
 def test_its_gradient_is_that_of_its_values():
     logits, labels = small_batch()
     assert torch.autograd.gradcheck(lambda x: upsampled_cross_entropy(x, labels), logits)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from ci.tests.folders import FOLDERS, module
 from common.nets import resize as resizing
 from common.nets.resize import resize
+from common.step.criteria import Criterion
 from common.step.losses import upsampled_cross_entropy
 
 SIZES = [((1, 1), (4, 6)), ((5, 7), (10, 14)), ((5, 7), (9, 13)), ((8, 6), (8, 6)), ((60, 60), (120, 97)),
@@ -19,18 +20,29 @@ def products(monkeypatch):
     monkeypatch.setattr(resizing, "GRADIENT", {"cpu": "products"})
 
 
+LAYOUTS = {
+    "contiguous": lambda tensor: tensor,
+    "channels last": lambda tensor: tensor.contiguous(memory_format=torch.channels_last),
+    "with gaps": lambda tensor: torch.stack([tensor, tensor], dim=4)[..., 0],
+    "turned": lambda tensor: tensor.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("small", "large"), SIZES)
-def test_values_and_gradients_are_those_of_torch(small, large, align_corners, products):
-    ours = torch.randn(2, 3, *small, dtype=torch.float64, requires_grad=True)
+def test_values_and_gradients_are_those_of_torch(small, large, align_corners, layout, products):
+    lay_out = LAYOUTS[layout]
+    ours = lay_out(torch.randn(2, 3, *small, dtype=torch.float64)).requires_grad_()
     theirs = ours.detach().clone().requires_grad_()
     result = resize(ours, large, align_corners)
     expected = F.interpolate(theirs, size=large, mode="bilinear", align_corners=align_corners)
     assert torch.equal(result, expected)
-    gradient = torch.randn_like(expected)
-    result.backward(gradient)
-    expected.backward(gradient)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+    after = lay_out(torch.randn(expected.shape, dtype=torch.float64))
+    (gradient,), (truth,) = (torch.autograd.grad(*pair, after) for pair in ((result, ours), (expected, theirs)))
+    torch.testing.assert_close(gradient, truth, rtol=1e-12, atol=1e-12)
+    (again,) = torch.autograd.grad(resize(ours, large, align_corners), ours, after)
+    assert torch.equal(again, gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -108,7 +120,9 @@ def test_no_training_step_scatters_as_planned_for_cuda(folder, products):
     images, target = torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64)
     # of a profile, as it also has what runs inside of other operators
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        sum(model_module.training_loss(model(images), target).values()).backward()
+        outputs = model(images)
+        losses = [model_module.training_loss(outputs, target, criterion=each) for each in (None, Criterion({"ce": 1}))]
+        sum(term for terms in losses for term in terms.values()).backward()
     ran = {event.name for event in profile.events()}
     assert "aten::convolution_backward" in ran
     assert not {name for name in ran if name.startswith("aten::upsample_bilinear2d_backward")}

@@ -20,6 +20,8 @@ FREE, BUSY = {"cores": 16, "workers": 4}, {"cores": 16, "workers": 15}
         ({"cores": 1, "workers": 0}, "decoding", "--cache DIR"),
         ({**BUSY, "decoder": "imagecodecs"}, "decoding", "--cache DIR"),
         ({**BUSY, "first_epoch": False}, "decoding", "--cache DIR"),
+        # a part of the images in the cache
+        ({**BUSY, "cached": 0.4}, "share", "keeps 40% of the images, and the others are decoded each time: a larger"),
         # a cache that is being filled decodes as fast as it can
         ({**BUSY, "cached": True}, "decoder", "PNG files by Pillow: pip install imagecodecs"),
         ({**BUSY, "cached": True, "decoder": "cv2"}, "decoder", "by cv2: pip install imagecodecs"),

@@ -325,6 +325,16 @@ def test_a_block_puts_the_upsampled_features_before_the_skip():
     assert torch.allclose(out[:, 4:], (skip / (1 + 1e-5) ** 0.5 + 1e-3).relu(), atol=1e-6)
 
 
+def test_what_is_not_below_zero_is_given_to_no_second_relu():
+    """Neither on the way there nor back: that would be a pass over most of the joined features, and change nothing."""
+    block = UnetBlock(8, 6, is_last=False)
+    x, skip = torch.randn(1, 8, 3, 4, requires_grad=True), torch.randn(1, 6, 5, 7, requires_grad=True)
+    with Operators() as operators:
+        block(x, skip).sum().backward()
+    once = 16 * 3 * 4 + 6 * 5 * 7 + 2 * 10 * 5 * 7  # before the shuffle, the skip, two convolutions
+    assert operators.written["relu_"] == operators.written["threshold_backward"] == once
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_the_shuffle_is_that_of_torch_and_keeps_the_layout(layout):
     x = torch.randn(2, 12, 3, 5).contiguous(memory_format=layout)

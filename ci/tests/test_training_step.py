@@ -7,12 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ci.tests.folders import FOLDERS, module
 from ci.tests.operators import Operators
 from common.device.placement import place
 from common.device.world import World
-from common.step.amp import Amp
+from common.step.amp import FIRST_SCALE, Amp, autocast
 from common.step.optimizer import OPTIMIZERS, fused_optimizer, optimizer_options
 from common.tools.plain import plain_losses, plain_network, plain_training
 from common.tools.timing import Folder
@@ -92,8 +93,55 @@ def test_the_plain_step_under_autocast_is_near_that_in_float32(folder, dtype):
     assert losses != expected
 
 
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_large_logits_of_16_bits_lose_nothing_in_the_loss(folder, level):
+    """Of size 50 in fp16: computed in it, a loss and its enlargement would be off by hundredths."""
+    case = Case(folder)
+    with torch.no_grad():
+        shapes = [logits.shape for logits in case.model(case.images)]
+    outputs = tuple((50 * torch.randn(shape)).half().requires_grad_() for shape in shapes)
+    exact = tuple(logits.detach().double().requires_grad_() for logits in outputs)
+    with autocast(level, "fp16", case.world):
+        terms = case.training_loss(outputs, case.target)
+    expected = case.training_loss(exact, case.target)
+    for name, term in terms.items():
+        assert term.dtype == torch.float32 and term.item() == pytest.approx(expected[name].item(), rel=1e-5), name
+    gradients, truth = (
+        torch.autograd.grad(FIRST_SCALE * sum(losses.values()), logits)
+        for losses, logits in ((terms, outputs), (expected, exact))
+    )
+    for ours, theirs in zip(gradients, truth, strict=True):
+        assert ours.dtype == torch.float16
+        assert (ours.double() - theirs).abs().max() < 2e-3 * theirs.abs().max()
+
+
 def test_a_step_does_not_wait_for_the_device(folder):
     case = Case(folder)
     with Operators() as operators:
         case.loss(case.model, case.images).backward()
     assert operators.unwanted == []
+
+
+class Needless(TorchDispatchMode):
+    """`found`: what ran and can be spared for certain: passes over features that change nothing but their form."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result, name = operator(*args, **(kwargs or {})), operator.name()
+        if name.startswith("aten::div") and result.dim() == 4 and result.shape[2:].numel() > 1:
+            self.found.append("the gradient of a mean is written for each pixel")
+        if name == "aten::_log_softmax" and not args[0].is_contiguous():
+            self.found.append("a softmax makes a contiguous copy of logits that were copied just before")
+        return result
+
+
+def test_no_pass_over_the_features_of_a_step_is_needless(folder):
+    case = Case(folder)
+    model = place(case.model, case.world)
+    images = case.images.contiguous(memory_format=case.world.memory_format)
+    with Needless() as needless, torch.autocast("cpu", torch.bfloat16):
+        case.loss(model, images).backward()
+    assert needless.found == []

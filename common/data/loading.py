@@ -195,6 +195,9 @@ def _loader(dataset: _Reporting, keys: Sequence, world: World, workers: int, col
 
     That server is sent the signals of its process group too, and its end would be the end of the run; and each of its
     workers would import torch anew, for every evaluation.
+
+    Python 3.12 and newer warn (DeprecationWarning, hidden by default) of a fork beside other threads, which torch has.
+    A worker waits for none of them: torch gives it one thread, and the interpreter's own locks are free when it begins.
     """
     return DataLoader(
         dataset,

@@ -13,7 +13,7 @@ class Reading(NamedTuple):
 
     workers: int  # processes that read for one device
     cores: int  # of the machine, for each of its processes that train
-    cached: bool  # decoded images are kept on disk (--cache)
+    cached: float  # the share of the images that are kept decoded on disk (--cache, --cache_share); 0: no cache
     first_epoch: bool  # and still being put there, unless an earlier run has done it
     decoder: str  # of PNG files: common.data.decode.decoder_name()
 
@@ -26,6 +26,11 @@ def remedy(reading: Reading) -> tuple[str, str]:
         return "workers", f"--workers {more} instead of {workers} would help; each process of the run has {cores} cores"
     if not reading.cached:
         return "decoding", "--cache DIR would help: it keeps decoded images on disk, and crops are read from there"
+    if reading.cached < 1:
+        return "share", (
+            f"the cache keeps {reading.cached:.0%} of the images, and the others are decoded each time: a larger "
+            "--cache_share would help, on a disk with room for it"
+        )
     if reading.first_epoch and reading.decoder != "imagecodecs":
         return "decoder", (
             f"the first epoch with a new cache decodes every image, PNG files by {reading.decoder}: "

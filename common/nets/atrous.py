@@ -1,5 +1,6 @@
 """A convolution of growing dilation, without the part of its filter that reads nothing but padding."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,4 +24,8 @@ class AtrousConv2d(nn.Conv2d):
             return super().forward(x)
         rows, columns = (slice(None) if dilation < side else slice(1, 2) for side in sides)
         padding = [dilation if dilation < side else 0 for side in sides]
-        return F.conv2d(x, self.weight[:, :, rows, columns], padding=padding, dilation=dilation)
+        # One copy, which the gradient uses too: an NPU makes one each time that it is given a part of a tensor.
+        is_channels_last = self.weight.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_channels_last else torch.contiguous_format
+        weight = self.weight[:, :, rows, columns].contiguous(memory_format=layout)
+        return F.conv2d(x, weight, padding=padding, dilation=dilation)

@@ -148,7 +148,7 @@ class RunLog:
         return Reading(
             workers=worker_count(self.config.get("workers", "auto"), self.world),
             cores=cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-            cached=bool(self.config.get("cache")),
+            cached=self.config.get("cache_share", 1.0) if self.config.get("cache") else 0.0,
             first_epoch=self.step <= self.course.first_step + self.course.steps_per_epoch,
             decoder=decoder_name(),
         )

@@ -14,6 +14,11 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def for_softmax(logits: Tensor) -> Tensor:
+    """`at_least_float32` and contiguous, as a softmax makes its input: one pass for both, of 16-bit logits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32), memory_format=torch.contiguous_format)
+
+
 def cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, over_all_pixels: bool = False
 ) -> Tensor:
@@ -24,7 +29,7 @@ def cross_entropy(
     more is ignored, the smaller are loss and gradient.
     Shapes do not depend on the labels, and no value is fetched from the device.
     """
-    losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=ignore_index, reduction="none")
+    losses = F.cross_entropy(for_softmax(logits), labels, ignore_index=ignore_index, reduction="none")
     if over_all_pixels:
         return losses.mean()
     return losses.sum() / (labels != ignore_index).sum().clamp(min=1)
@@ -65,9 +70,9 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         total, gradients = 0, []
-        for small, label, weight in zip(logits.detach().split(1), labels[:, None].split(1), weights, strict=True):
-            # contiguous, as the softmax wants it: turning the large logits round would cost more
-            small = at_least_float32(small).contiguous().requires_grad_(ctx.needs_input_grad[0])
+        smalls = for_softmax(logits.detach()).split(1)  # turned round here: the large ones would cost more
+        for small, label, weight in zip(smalls, labels[:, None].split(1), weights, strict=True):
+            small = small.requires_grad_(ctx.needs_input_grad[0])
             with torch.enable_grad():
                 large = resize(small, label.shape[-2:])
             log_probabilities = F.log_softmax(large.detach(), dim=1)
@@ -78,10 +83,12 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
                 gradients += torch.autograd.grad(large, small, gradient)
         # float32 also for 16-bit logits: divided by the number of pixels, most of a gradient would be 0 there
         ctx.save_for_backward(*gradients)
-        ctx.dtype = logits.dtype
+        turned = logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous()
+        ctx.dtype, ctx.layout = logits.dtype, torch.channels_last if turned else torch.contiguous_format
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, factor: Tensor) -> tuple[Tensor, None, None]:
-        return (torch.cat(ctx.saved_tensors) * factor).to(ctx.dtype), None, None
+        # in the layout of the convolution that made the logits, which would turn it round itself
+        return (torch.cat(ctx.saved_tensors) * factor).to(ctx.dtype, memory_format=ctx.layout), None, None

@@ -202,7 +202,7 @@ def benchmark_eval(folder: Folder, own: Namespace) -> dict:
 
 
 def benchmark_predict(folder: Folder, own: Namespace) -> dict:
-    """One picture file to class ids on the host: how long a person waits."""
+    """One picture file, or a batch of them, to class ids on the host: how long a person waits."""
     args = folder.args
     world = folder.world()
     torch.backends.cudnn.benchmark = False  # as in `predict`
@@ -214,24 +214,25 @@ def benchmark_predict(folder: Folder, own: Namespace) -> dict:
 
     segmenter = Segmenter(model, to_input, world)
 
-    def mask(image) -> np.ndarray:
+    def masks(images) -> None:
         with context():
-            return segmenter(image).ids
+            segmenter.see(images)
 
+    together = own.images or 1
     image = open_image(path)
     clock: dict[str, list[float]] = {"file to mask": [], "picture to mask": []}
     for repetition in _repetitions(own):
-        whole = timed(lambda: mask(open_image(path)), world)
-        without_decoding = timed(lambda: mask(image), world)
+        whole = timed(lambda: masks([open_image(path) for _ in range(together)]), world)
+        without_decoding = timed(lambda: masks([image] * together), world)
         if repetition >= 0:
             clock["file to mask"].append(whole)
             clock["picture to mask"].append(without_decoding)
-    figures = {name: figure(seconds, 1) for name, seconds in clock.items()}
+    figures = {name: figure(seconds, together) for name, seconds in clock.items()}
     without, whole = (figures[name]["median_ms"] for name in ("picture to mask", "file to mask"))
     size = tuple(to_input(image).shape[-2:])
     _, operations = complexity(folder.module("model").build_model, folder.network_options(), size)
     return {
-        **facts("predict", folder, world, images=1, size=size),
+        **facts("predict", folder, world, images=together, size=size),
         "data": f"{path}, of {picture_size(path)}",
         "clock": "decoding, normalisation, network, class ids of the picture's size on the host; no file is written",
         "gflops_per_image": operations / 1e9,
@@ -263,7 +264,8 @@ def parse(argv: list[str] | None = None) -> tuple[Folder, Namespace]:
     parser.add_argument("--no_plain", dest="plain", action="store_false", help="train: without the plain form")
     parser.add_argument(
         "--images", type=int,
-        help="data: samples of a repetition; eval: pictures; default: a batch, all of them",
+        help="data: samples of a repetition; eval: pictures; predict: how often the picture goes through the network "
+        "together, as with --batch_size of predict.py; default: a batch, all of them, once",
     )  # fmt: skip
     parser.add_argument("--input", type=path, help="predict: the picture; default: the first one of the validation set")
     parser.add_argument("--json", type=path, help="a file for the result")
@@ -273,6 +275,8 @@ def parse(argv: list[str] | None = None) -> tuple[Folder, Namespace]:
         if (value := getattr(own, name)) is not None and value < 1:
             parser.error(f"--{name} {value}: give at least 1")
     args = parse_args(presets, ["--preset", "full_1p", *rest])
+    if own.what in ("eval", "predict") and (args.compile or args.cuda_graph):
+        parser.error(f"--compile and --cuda_graph are of the training step; {own.what} has none: leave them out")
     if own.what == "train" and not own.loader and "data_path" not in args.given:
         args.data_path = "sample"  # it is fed with noise: any data set will do
     return Folder(own.model, args), own

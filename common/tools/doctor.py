@@ -16,6 +16,7 @@ if not __package__:  # started as a script: make the repository root importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import json
+import os
 from argparse import Namespace
 
 from common.args import Parser
@@ -55,6 +56,7 @@ def examine(report: Report, args: Namespace) -> str | None:
     """Fill the report; the device type that training would use, None when there is none."""
     machine(report, args.output_dir)
     variables(report)
+    os.environ.pop("TORCH_NPU_WARNING_DISABLE", None)  # by its warnings the plugin says what it computes on the host
     torch = packages(report)
     ascend(report, torch)
     if torch is None or not all(imported(name)[0] for name in ("numpy", "PIL")):  # common.device.world needs them

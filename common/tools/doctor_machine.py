@@ -23,6 +23,7 @@ HARMFUL = (
     ("CUDA_LAUNCH_BLOCKING", "1", "the host waits for every operator, which is slow; unset it"),
     ("ASCEND_GLOBAL_LOG_LEVEL", "01", "CANN logs what it does, which is slow; use 3"),
     ("ASCEND_SLOG_PRINT_TO_STDOUT", "1", "CANN's log goes into the training log; use 0"),
+    ("TORCH_NPU_WARNING_DISABLE", "1", "torch_npu does not say what it computes on the host; unset it"),
     ("INF_NAN_MODE_ENABLE", "0", "Atlas A2 and A3 refuse to work so; unset it"),
 )
 SMALL_SHM_BYTES, LITTLE_DISK_BYTES = 1 << 30, 2 << 30

@@ -1,6 +1,7 @@
 """Operators of the device: each runs on the CPU, on the same memory, after a look at whether a device would do it."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -307,11 +308,12 @@ def fused_step(op: torch._ops.OpOverload, *args, **kwargs):
         COUNTERS.wait("item")
     if op is not aten._fused_sgd_.default and not rules.SOC.startswith("Ascend950"):
         name = op.name().removesuffix(".default")
-        warnings.warn(
-            f"CAUTION: The operator '{name}' is not currently supported on the NPU backend and will fall back to run "
-            "on the CPU. This may have performance implications.",
-            stacklevel=2,
-        )
+        if os.environ.get("TORCH_NPU_WARNING_DISABLE") != "1":
+            warnings.warn(
+                f"CAUTION: The operator '{name}' is not currently supported on the NPU backend and will fall back to "
+                "run on the CPU. This may have performance implications.",
+                stacklevel=2,
+            )
         COUNTERS.wait("fallback to the host")
         for _ in (tensor for argument in args if isinstance(argument, list | tuple) for tensor in argument):
             COUNTERS.wait("copy to the host")

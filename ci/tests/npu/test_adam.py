@@ -62,9 +62,14 @@ def test_no_optimizer_copies_anything_to_the_host(kind, source, level, npu, coun
     assert counters.waits["copy to the host"] == counters.waits["fallback to the host"] == 0
 
 
-def test_the_doctor_names_an_operator_that_runs_on_the_host(npu, monkeypatch, capsys):
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_doctor_names_an_operator_that_runs_on_the_host(npu, monkeypatch, capsys, hidden):
+    """Also where the plugin's warnings are hidden."""
+    if hidden:
+        monkeypatch.setenv("TORCH_NPU_WARNING_DISABLE", "1")
     monkeypatch.setattr(plugin, "has_fused_adam", lambda device: True)
     assert doctor.main(["--device", "npu"]) == 1
     output = capsys.readouterr().out
     assert "float32, Adam                FAILS: aten::_fused_adam_ runs on the host" in output
     assert "the training step on npu in float32: FAILS: aten::_fused_adam_" in output
+    assert ("TORCH_NPU_WARNING_DISABLE=1: torch_npu does not say what" in output) is hidden
