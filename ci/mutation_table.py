@@ -653,7 +653,7 @@ RECORD = [
     Fault("common/record/tensors.py", "a tensor of nan is finite",
           "count = tensor.numel() - int(torch.isfinite(tensor).sum())", "count = 0", "test_common_tensors.py"),
     Fault("common/record/checkpoint.py", "the folder of a run is just no checkpoint",
-          "if best.is_file():", "if False:", "test_common_checkpoint.py -k missing_files"),
+          "if file.is_file():", "if False:", "test_common_checkpoint.py -k missing_files"),
     Fault("common/record/checkpoint.py", "the fields of a checkpoint may be anything",
           "if not is_right(content[name]):", "if False:", "test_common_checkpoint.py -k field"),
     Fault("common/record/saving.py", "what was written is not read back",

@@ -32,7 +32,7 @@ def find_resume(resume: str, output_dir: str | Path) -> list[Path]:
         folder = Path(output_dir) / "checkpoints"
         last = folder / "last.pt"
         return [*([last] if last.exists() or last.is_symlink() else []), *older_checkpoints(folder).values()]
-    return [check_exists(resume)] if resume else []
+    return [check_exists(resume, "last.pt")] if resume else []
 
 
 def continues_run(checkpoint: Path | None, output_dir: str | Path) -> bool:
@@ -81,6 +81,8 @@ def _advice(path: Path) -> str:
 
 def _options(content: dict, model: nn.Module) -> dict:
     """Those of the network in a checkpoint; one that an earlier version did not know had what is its default now."""
+    if content["model_class"] != type(model).__name__:
+        return content["options"]
     known = inspect.signature(type(model)).parameters
     return {name: known[name].default for name in model.options if name in known} | content["options"]
 
