@@ -200,6 +200,8 @@ def test_atc_is_run_where_it_is(exported, tmp_path, monkeypatch, capfd):
     (["--size=60x96", "--dynamic=size"], "with --dynamic size give multiples of 32"),
     (["--format=om", "--dynamic=batch"], "--format om is for one shape"),
     (["--output=nowhere/model.onnx"], "there is no folder .*nowhere"),
+    (["--output=/proc/model.onnx"], "--output: the folder /proc cannot be written to"),
+    (["--output=."], "--output .: there is a folder of that name"),
     (["--size=60x90"], "Attention U-Net needs sides that are multiples of 16"),
     (["--opset=3"], "cannot export with --opset 3"),
 ])  # fmt: skip

@@ -17,6 +17,14 @@ from common.device.watching import lost_process
 from common.errors import Diverged, ExitCode, Failed, InputError, NotSaved, Stopped
 from common.terminal import marked
 
+TRAINING = "train.py"  # the script that has --resume
+LESS_MEMORY = {  # by script
+    TRAINING: "lower --device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size",
+    "predict.py": "lower --batch_size, or --window for large pictures",
+    "export.py": "lower --batch or --size",
+}
+# of a path that was given: where nothing can be written, whoever asks
+NO_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
 
 
@@ -69,7 +77,8 @@ def exit_codes():
         yield
     except KeyboardInterrupt:
         if "LOCAL_RANK" not in os.environ:  # the processes of a run leave the word to the one that started them
-            print(f"{name}: interrupted; continue with the same command and --resume auto", file=sys.stderr)
+            goes_on = "; continue with the same command and --resume auto" if name == TRAINING else ""
+            print(f"{name}: interrupted{goes_on}", file=sys.stderr)
         leave(ExitCode.INTERRUPTED)
     except Stopped:  # the run has said so
         leave(exit_code_of_stop())
@@ -98,7 +107,7 @@ def _not_ended():
 
 def _in_words(error: Exception) -> tuple[str, int]:
     """(What a user is told of an error, or '' for one of the program itself; exit code)."""
-    said = " ".join(str(error).split())
+    said, script = " ".join(str(error).split()), os.path.basename(sys.argv[0])
     if isinstance(error, InputError):
         return f"error: {error}", ExitCode.INPUT
     if isinstance(error, Diverged | NotSaved | Failed):
@@ -106,20 +115,19 @@ def _in_words(error: Exception) -> tuple[str, int]:
     if isinstance(error, PermissionError) and error.filename:
         said = f"error: no permission for {error.filename}; have its owner give it, or name another path"
         return said, ExitCode.INPUT
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename:
         return f"error: {error.filename}: {error.strerror}; give another path", ExitCode.INPUT
     if loop := re.fullmatch(r"Symlink loop from '(.*)'", said):  # of Path.resolve
         return f"error: {loop[1]} is a link that leads to itself; give another path", ExitCode.INPUT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        again = "continue with --resume auto" if script == TRAINING else "give the same command again"
         return (
             f"stopped: no space is left for {error.filename or 'a file'}; what was complete before is still there: "
-            "free some space, and continue with --resume auto"
+            f"free some space, and {again}"
         ), ExitCode.FAILED
     if is_out_of_memory(error):
-        return (
-            f"stopped: out of memory ({said.partition('. GPU ')[0][:ERROR_LETTERS]}); lower "
-            "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size"
-        ), ExitCode.FAILED
+        remedy = LESS_MEMORY.get(script, "give it less to do, or a machine with more")
+        return f"stopped: out of memory ({said.partition('. GPU ')[0][:ERROR_LETTERS]}); {remedy}", ExitCode.FAILED
     if dist.is_initialized() and (end := _end_of_communication(error, said)):
         return f"process {dist.get_rank()} {end}", ExitCode.FAILED
     return "", ExitCode.FAILED

@@ -16,6 +16,7 @@ import numpy as np
 
 from common.args import Parser, parse_with_network
 from common.errors import ExitCode, Failed, InputError
+from common.record.files import writable_folder
 from common.terminal import progress
 from common.values import path as path_of_user
 from common.values import size as height_and_width
@@ -98,9 +99,12 @@ def _check(args: Namespace) -> None:
         raise InputError(f"--size {args.size[0]}x{args.size[1]}: with --dynamic size give multiples of {STRIDE}")
     if args.format == "om" and args.dynamic != "none":
         raise InputError("--format om is for one shape: leave --dynamic out, and export a file for each shape")
-    folder = Path(args.output).absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"--output {args.output}: there is no folder {folder}; make it, or name another")
+    output = Path(args.output).absolute()
+    if not output.parent.is_dir():
+        raise InputError(f"--output {args.output}: there is no folder {output.parent}; make it, or name another")
+    if output.is_dir() or output.with_suffix(".onnx").is_dir():
+        raise InputError(f"--output {args.output}: there is a folder of that name; name a file")
+    writable_folder(output.parent, "--output: the folder")
 
 
 def _opset(args: Namespace) -> int:

@@ -10,7 +10,7 @@ from common.errors import InputError
 from common.nets.backbone import torchvision_models
 from common.nets.imagenet import weight_folders
 from common.record.checkpoint import FORMAT, is_ours, load_model, read, without_training
-from common.record.files import write_atomically
+from common.record.files import writable_folder, write_atomically
 from common.record.foreign import NAMES_OF_OURS, OtherNetwork
 from common.record.safetensors_file import SUFFIX, write_safetensors
 from common.record.tensors import check_archive
@@ -37,6 +37,7 @@ def convert(source: Path, target: Path, model: str | None = None) -> str:
     if target.exists():
         raise InputError(f"{target} is there already; give the name of a new file")
     content = read(source, mapped=True)
+    writable_folder(target.parent, "the folder")
     if is_ours(content):
         if model and content["model_class"] != (other := _build_model(model).__annotations__["return"].__name__):
             raise InputError(
@@ -50,7 +51,6 @@ def convert(source: Path, target: Path, model: str | None = None) -> str:
         lines: list[str] = []
         content = _ours(source, model or _folder_of(content, source), lines)
         line = lines[0]
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == SUFFIX:
         write_safetensors(target, content)
     else:
