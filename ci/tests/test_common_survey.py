@@ -160,7 +160,8 @@ def test_a_json_that_cannot_be_written_is_named(voc, capsys):
     (voc.root / "taken").write_text("a file")
     with pytest.raises(SystemExit) as end:
         check.main(["--model", "DynamicUNet", "--data_path", str(voc.root), "--json", str(voc.root / "taken" / "f")])
-    assert end.value.code == 2 and "name another file" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert end.value.code == 2 and "--json: the folder" in said.err and said.out == "", "before the data are read"
 
 
 def test_nothing_of_the_data_is_changed(voc, capsys):

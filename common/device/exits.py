@@ -8,14 +8,13 @@ import signal
 import sys
 import threading
 import traceback
-from typing import TextIO
 
 import torch.distributed as dist
 
 from common.device.relay import exit_code_of_stop
 from common.device.watching import lost_process
 from common.errors import Diverged, ExitCode, Failed, InputError, NotSaved, Stopped
-from common.terminal import marked
+from common.terminal import lasting_output, marked
 
 TRAINING = "train.py"  # the script that has --resume
 LESS_MEMORY = {  # by script
@@ -28,53 +27,24 @@ NO_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOTDIR, errno.E
 ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
 
 
-class Lasting:
-    """A stream of text whose reader may go: `train.py | head` ends no run. What nobody reads is dropped."""
-
-    def __init__(self, stream: TextIO):
-        self._stream, self.is_read = stream, True
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._noticing():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._noticing():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _noticing(self):
-        try:
-            yield
-        except BrokenPipeError:
-            self.is_read = False
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # for what is still in the buffers, here and in libraries
-            os.close(nowhere)
-
-
 @contextlib.contextmanager
-def lasting_output():
-    """Let what is printed last longer than its readers."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
-    with contextlib.redirect_stdout(Lasting(sys.stdout)), contextlib.redirect_stderr(Lasting(sys.stderr)):
+def exit_codes():
+    """Turn what a user can mend into one line and an exit code; anything else keeps its traceback.
+
+    What is printed lasts longer than its readers (`lasting_output`).
+    """
+    with lasting_output(), _exit_codes():
         yield
 
 
 @contextlib.contextmanager
-def exit_codes():
-    """Turn what a user can mend into one line and an exit code; anything else keeps its traceback."""
+def _exit_codes():
     name = os.path.basename(sys.argv[0])
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # takes over from common.args
     try:
         yield
+        sys.stdout.flush()  # a disk that is full says so here, and not after the end
     except KeyboardInterrupt:
         if "LOCAL_RANK" not in os.environ:  # the processes of a run leave the word to the one that started them
             goes_on = "; continue with the same command and --resume auto" if name == TRAINING else ""
