@@ -806,13 +806,16 @@ def test_a_lost_process_is_one_line_and_a_bug_is_a_traceback(capsys, monkeypatch
 INTERRUPTED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from common.args import Parser
-Parser().parse_args()
+from common.{begins}
 os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, while a real script imports torch
 """
 
 
-def test_ctrl_c_before_the_run_is_one_line():
-    run = subprocess.run([sys.executable, "-c", INTERRUPTED.format(root=str(ROOT))], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "begins", ["args import Parser; Parser().parse_args()", "version import answer_version; answer_version()"]
+)
+def test_ctrl_c_before_the_run_is_one_line(begins):
+    program = INTERRUPTED.format(root=str(ROOT), begins=begins)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (130, "")
     assert run.stderr.endswith(": interrupted\n") and run.stderr.count("\n") == 1
