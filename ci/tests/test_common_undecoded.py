@@ -10,6 +10,7 @@ from PIL import Image
 
 from common.data.decode import check_header, read_image
 from common.data.labels import LabelTable, read_label
+from common.data.undecoded import why_unidentified
 from common.errors import InputError
 
 IDS = LabelTable(np.arange(256, dtype=np.uint8), frozenset(range(34)))
@@ -139,7 +140,8 @@ def test_a_tiff_that_is_damaged_is_still_called_that(tmp_path, spoil, big):
     data = bytearray(path.read_bytes())
     data[spoil] = b"\xff" * (spoil.stop - spoil.start) if spoil.stop else b""
     path.write_bytes(data)
-    assert "its header is damaged); unpack or download it again" in refusal(read_image, path)
+    assert why_unidentified(bytes(data)) is None, "nothing is known of it"
+    assert "); unpack or download it again" in refusal(read_image, path)
 
 
 @pytest.mark.parametrize(
