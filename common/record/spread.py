@@ -3,7 +3,6 @@
 A group is a folder of runs that differ in their seeds (`--seeds`), or one run.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from common.errors import InputError
 from common.flags import ABOUT_VALUES, OF_ONE_PROCESS
 from common.record.folder import RUN_MARK
+from common.record.past import read_json, read_rows
 
 # What may differ between runs of one group, and is no part of a recipe.
 NO_RECIPE = OF_ONE_PROCESS | ABOUT_VALUES | {"seed", "seeds", "dry_run"}
@@ -33,7 +33,10 @@ def read_group(path: Path) -> Group:
     runs = [path] if (path / RUN_MARK).is_file() else sorted(mark.parent for mark in path.glob(f"*/{RUN_MARK}"))
     if not runs:
         raise InputError(f"{path} holds no run and no folders of runs; name an --output_dir of train.py")
-    values = [_json(run / RUN_MARK).get("values", {}) for run in runs]
+    values = [read_json(run / RUN_MARK).get("values") for run in runs]
+    for run, known in zip(runs, values, strict=True):
+        if not isinstance(known, dict):
+            raise InputError(f"{run} holds no run (no readable {RUN_MARK}); name an --output_dir of train.py")
     for run, other in zip(runs[1:], values[1:], strict=True):
         if different := recipe_differences(values[0], other):
             raise InputError(
@@ -49,12 +52,8 @@ def read_group(path: Path) -> Group:
 def last_evaluation(run: Path) -> dict:
     """Its row in metrics.jsonl. Raises InputError where there is none."""
     row = None
-    try:
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            content = json.loads(line)
-            row = content if content.get("kind") == "eval" else row
-    except (OSError, ValueError):
-        pass  # what a killed run has left half written comes last
+    for each in read_rows(run):
+        row = each if each.get("kind") == "eval" else row
     if row is None:
         raise InputError(f"{run} has no evaluation in metrics.jsonl; name a run that was scored (--validate)")
     return row
@@ -62,7 +61,7 @@ def last_evaluation(run: Path) -> dict:
 
 def scores_of(run: Path, row: dict) -> dict[str, float]:
     """The scores of a row of an evaluation of this run; those that are not finite are null there, and left out."""
-    names = _json(run / "result.json").get("scores") or [name for name in row if name in ("miou", "jaccard")]
+    names = read_json(run / "result.json").get("scores") or [name for name in row if name in ("miou", "jaccard")]
     scores = {name: row[name] for name in names if isinstance(row.get(name), float)}
     return scores | {f"IoU {name}": iou for name, iou in row.get("class_iou", {}).items() if iou is not None}
 
@@ -142,11 +141,3 @@ def table(groups: Sequence[Group]) -> list[str]:
         rows.append((name, *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -39,7 +39,7 @@ COLUMNS = ("run", "model", "preset", "data", "step", "best", "images/s", "seed",
 def find_runs(folders: list[Path]) -> list[Path]:
     """The folders of runs, those that were moved aside included."""
     marks = {mark for folder in folders for mark in folder.rglob(RUN_MARK)}
-    return sorted(mark.parent for mark in marks if "values" in read_json(mark))
+    return sorted(mark.parent for mark in marks if isinstance(read_json(mark).get("values"), dict))
 
 
 def seed_of(run: Path, seed: object) -> str:
