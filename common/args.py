@@ -193,6 +193,8 @@ def _of_config(parser: Parser, file: str, content: dict[str, object], presets: M
     nothing = {name for values in presets.PRESETS.values() for name, value in values.items() if value is None}
     words = []
     for name, value in content.items():
+        if value is None and name in FLAG_KINDS and not any(name in values for values in presets.PRESETS.values()):
+            parser.error(f"--{name} is no flag of this model; give the config.json of a run of the same model")
         if isinstance(value, dict) or (value is None and name not in nothing):
             parser.error(f"--{name} cannot be {json.dumps(value)}")
         if value is not None:
