@@ -39,7 +39,7 @@ def test_each_run_has_a_line_with_how_far_it_came_and_how_it_ended(output, capsy
         read_group(output / "foreign")
     (moved, run) = find_runs([output])
     with open(run / "metrics.jsonl", "a") as rows:
-        rows.write('{"kind": "train", "step": null}\n')  # edited by hand
+        rows.write('{"kind": "train", "step": null}\n{"kind": "train", "best": "?"}\n')  # edited by hand
     assert moved.parent.name == "backup" and run.name == "run"
     capsys.readouterr()
     command([str(output)])

@@ -133,13 +133,10 @@ def checked(classes: Classes, path: str | Path) -> Classes:
 
 
 def _name(value: object) -> str:
-    if (
-        not isinstance(value, str)
-        or not value.strip()
-        or any(category(letter) in NO_LETTERS for letter in value.strip())
-    ):
+    name = value.strip() if isinstance(value, str) else ""
+    if not name or any(category(letter) in NO_LETTERS for letter in name):
         raise ValueError(f"{value!r} is no name of one line")
-    return value.strip()
+    return name
 
 
 def _byte(value: object) -> int:
