@@ -14,6 +14,7 @@ from ci.tests.folders import FOLDERS, module, parsed
 from common.errors import InputError
 from common.nets.backbone import ResNet, torchvision_models
 from common.nets.imagenet import find_imagenet, load_imagenet, plain_state_dict
+from common.record.initial import initial_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 V1S = (64, 64, 128)
@@ -84,6 +85,14 @@ def test_channels_that_cannot_be_in_proportion_or_in_memory_are_refused(capsys):
     for channels in (12, 4, 0, -16):
         with pytest.raises(InputError, match=f"^{channels} channels at the first stage: give a multiple of 8"):
             ResNet("resnet18", base_channels=channels)
+
+
+def test_no_published_file_is_looked_for_or_downloaded_for_a_narrow_network(tmp_path):
+    args = parsed("ICNet", base_channels=16, pretrained=tmp_path)
+    with pytest.raises(InputError, match="published for 64 channels; train from scratch with --pretrained none"):
+        initial_weights(args, None, None, None, lambda *_: pytest.fail("looked for"))
+    args.pretrained = "none"
+    assert initial_weights(args, None, None, None, lambda *_: None) == "initial weights: random"
 
 
 def test_names_of_a_deep_stem():
