@@ -211,6 +211,12 @@ def test_what_cannot_be_exported_is_refused(flags, message, exported, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_too_little_memory_is_no_fault_of_the_opset(exported, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: torch.empty(1 << 50))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        exported("ICNet")
+
+
 def test_packages_that_are_missing_are_named(exported, monkeypatch):
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="export needs onnx and onnxruntime: pip install onnx onnxruntime"):

@@ -129,6 +129,9 @@ def test_labels_that_are_ignored_everywhere_are_refused_before_training(voc, cap
     pairs, read = [(voc.image("a"), voc.mask("a"))], check.importlib.import_module("DynamicUNet.voc").read_pair
     with pytest.raises(InputError, match=r"all 1 labels, .*a\.png for one, hold ignored pixels \(255\) alone"):
         check_pairs(pairs, read)
+    voc.label("b", np.full(SIZE, 255))
+    code, _, found = checked(voc, capsys)
+    assert code == 2 and "2 of 2 labels of train hold ignored pixels alone" in found["problems"][0]["reason"]
     voc.label("b", np.full(SIZE, 3))
     check_pairs([*pairs, (voc.image("b"), voc.mask("b"))], read)
     assert "hold class 3 alone: of the others nothing can be learned or scored\n" in capsys.readouterr().out

@@ -102,7 +102,7 @@ def _check(args: Namespace) -> None:
     output = Path(args.output).absolute()
     if not output.parent.is_dir():
         raise InputError(f"--output {args.output}: there is no folder {output.parent}; make it, or name another")
-    for file in (output, output.with_suffix(".onnx")):
+    for file in (args.output, output.with_suffix(".onnx")):
         writable_file(file, "--output")
 
 
@@ -156,6 +156,8 @@ def _steps(network, path: Path, info, args: Namespace) -> Iterator[Check | None]
 def _write(network, path: Path, args: Namespace) -> None:
     import torch
 
+    from common.device.exits import is_out_of_memory
+
     axes = {"none": {}, "batch": {0: "batch"}, "size": {0: "batch", 2: "height", 3: "width"}}[args.dynamic]
     of_output = {axis - (axis > 1 and args.class_ids): name for axis, name in axes.items()}
     names = INPUT, OUTPUT[args.class_ids]
@@ -169,6 +171,8 @@ def _write(network, path: Path, args: Namespace) -> None:
                 dynamic_axes={names[0]: axes, names[1]: of_output} if axes else None,
             )  # fmt: skip
     except (RuntimeError, ValueError) as error:  # of an operator that this opset has not, for example
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"cannot export with --opset {_opset(args)}: {' '.join(str(error).split())[:200]}") from error
     finally:
         network.train(training)
