@@ -202,6 +202,7 @@ def test_atc_is_run_where_it_is(exported, tmp_path, monkeypatch, capfd):
     (["--output=nowhere/model.onnx"], "there is no folder .*nowhere"),
     (["--output=/proc/model.onnx"], "--output: the folder /proc cannot be written to"),
     (["--output=."], "--output .: there is a folder of that name"),
+    (["--output=stra\udcdfe.onnx"], "the name is no UTF-8, which ONNX needs"),
     (["--size=60x90"], "Attention U-Net needs sides that are multiples of 16"),
     (["--opset=3"], "cannot export with --opset 3"),
 ])  # fmt: skip

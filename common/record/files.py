@@ -91,6 +91,15 @@ def writable_file(path: str | Path, flag: str) -> None:
     writable_folder(Path(path).absolute().parent, f"{flag}: the folder")
 
 
+def has_text_name(path: str | Path) -> bool:
+    """Whether the name is UTF-8, as libraries in C++ want it where they open a file by themselves."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def size(path: Path) -> int:
     """Bytes of a file, or of all in a folder."""
     return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

@@ -16,7 +16,7 @@ import numpy as np
 
 from common.args import Parser, parse_with_network
 from common.errors import ExitCode, Failed, InputError
-from common.record.files import writable_file
+from common.record.files import has_text_name, writable_file
 from common.terminal import progress
 from common.values import path as path_of_user
 from common.values import size as height_and_width
@@ -102,6 +102,8 @@ def _check(args: Namespace) -> None:
     output = Path(args.output).absolute()
     if not output.parent.is_dir():
         raise InputError(f"--output {args.output}: there is no folder {output.parent}; make it, or name another")
+    if not has_text_name(args.output):
+        raise InputError(f"--output {args.output}: the name is no UTF-8, which ONNX needs; give another one")
     for file in (args.output, output.with_suffix(".onnx")):
         writable_file(file, "--output")
 
