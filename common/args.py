@@ -36,7 +36,7 @@ from common.values import (
     switch,
     workers,
 )
-from common.version import version_line
+from common.version import end_at_once, version_line
 
 # What --config does not take: what a run wrote and was told once, and where it was computed. Where its data and its
 # first weights are is a part of the recipe, and so is the number of devices.
@@ -193,6 +193,8 @@ def _of_config(parser: Parser, file: str, content: dict[str, object], presets: M
     nothing = {name for values in presets.PRESETS.values() for name, value in values.items() if value is None}
     words = []
     for name, value in content.items():
+        if value is None and name in FLAG_KINDS and not any(name in values for values in presets.PRESETS.values()):
+            parser.error(f"--{name} is no flag of this model; give the config.json of a run of the same model")
         if isinstance(value, dict) or (value is None and name not in nothing):
             parser.error(f"--{name} cannot be {json.dumps(value)}")
         if value is not None:
@@ -279,24 +281,19 @@ def _metavar(kind) -> str:
 def _script_arguments() -> list[str]:
     """The command line of a script that goes on to import torch, which takes seconds.
 
-    Until a run takes its signals itself, those that ask for an end end the program with one line: as an exception
-    Ctrl-C would be a page about an import, or be swallowed by one. A process of several leaves that to their launcher.
+    Until a run takes its signals itself, those that ask for an end end the program with one line. A process of several
+    leaves that to their launcher.
     """
-
-    def end(number, _frame):
-        said, code = ("interrupted", 130) if number == signal.SIGINT else ("stopped by SIGTERM", 3)
-        os.write(2, f"{os.path.basename(sys.argv[0])}: {said}\n".encode())
-        os._exit(code)
 
     def wait(*_):
         """Nothing, as nothing is there to be saved; the default would be to die."""
 
     if threading.current_thread() is threading.main_thread():
         in_torchrun = "LOCAL_RANK" in os.environ
-        signal.signal(signal.SIGINT, wait if in_torchrun else end)
+        signal.signal(signal.SIGINT, wait if in_torchrun else end_at_once)
         signal.signal(signal.SIGUSR1, wait)
         if not in_torchrun:
-            signal.signal(signal.SIGTERM, end)
+            signal.signal(signal.SIGTERM, end_at_once)
     return sys.argv[1:]
 
 

@@ -7,6 +7,7 @@ in RUN. Nothing here imports torch.
 from common.values import (
     amount,
     as_number,
+    channels,
     count,
     device_list,
     factors,
@@ -58,7 +59,7 @@ FLAGS: dict[str, dict[str, tuple]] = {
     "model": {
         "arch": (str, "the network of this folder"),
         "backbone": (str, "the encoder"),
-        "base_channels": (positive, "channels of the first level or stage, 64 in the paper; all others in proportion"),
+        "base_channels": (channels, "channels of the first level or stage, 64 in the paper; all others in proportion"),
         "t": (count, "recurrences of a recurrent block"),
         "sync_bn": (bool, "batch norm over the images of all devices"),
         "pretrained": (path, "ImageNet weights: a file, a folder that holds the published file, or 'none'"),

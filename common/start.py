@@ -12,7 +12,7 @@ from torch import nn
 
 from common.data.loading import Feed, worker_count
 from common.data.pictures import Datasets
-from common.device.exits import exit_codes, lasting_output, leave, reason
+from common.device.exits import exit_codes, leave, reason
 from common.device.launch import (
     in_torchrun,
     is_checked,
@@ -46,7 +46,7 @@ def launch(main: Main, build: Build, args: Namespace, presets: ModuleType) -> No
     --seeds it starts one run after the other; with --dry_run it measures some steps, and ends.
     The exit codes are those of `common.errors.ExitCode`.
     """
-    with lasting_output(), exit_codes():
+    with exit_codes():
         adopt(args)
         if args.dry_run:
             check_dry_run(args)

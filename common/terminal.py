@@ -1,5 +1,6 @@
-"""What a terminal gets, and a file or a pipe does not: colours, and bars that show how far something has come."""
+"""What is printed: colours and bars for a terminal, which a file or a pipe does not get, and readers that go away."""
 
+import contextlib
 import os
 import re
 import sys
@@ -49,3 +50,46 @@ def progress(
         for item in items:
             yield item
             bar.update(min(count(item), total - bar.n))
+
+
+class Lasting:
+    """A stream of text whose reader may go: `train.py | head` ends no run. What nobody reads is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self.is_read = stream, True
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._noticing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._noticing():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _noticing(self):
+        try:
+            yield
+        except BrokenPipeError:
+            self.is_read = False
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # for what is still in the buffers, here and in libraries
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def lasting_output():
+    """Let what is printed last longer than its readers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    with contextlib.redirect_stdout(Lasting(sys.stdout)), contextlib.redirect_stderr(Lasting(sys.stderr)):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # else Python flushes at its end, and has an exit code of its own for it
+                sys.stdout.flush()

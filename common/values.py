@@ -41,6 +41,7 @@ def _at_least(kind: Callable, low: float, words: str, below: float = float("inf"
 
 
 positive = _at_least(int, 1, "a whole number of at least 1")
+channels = _at_least(int, 1, "a whole number from 1 to 512", below=513)  # beyond, no machine has the memory
 count = _at_least(int, 0, "a whole number of at least 0")
 amount = _at_least(float, 0, "a finite number of at least 0")
 seed = _at_least(int, 0, "a whole number from 0 to 4294967295", below=2**32)  # what NumPy takes

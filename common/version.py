@@ -1,6 +1,8 @@
-"""Which version of this program it is; nothing here imports torch, so that --version is answered at once."""
+"""Which version of this program it is, and how a script ends while it imports; nothing here imports torch."""
 
 import hashlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +44,18 @@ def version_line() -> str:
 
 
 def answer_version() -> None:
-    """End a script that is asked for its version, before it imports what takes seconds."""
+    """End a tool that is asked for its version, before it imports what takes seconds.
+
+    While it imports, Ctrl-C ends it with one line: see `end_at_once`.
+    """
     if "--version" in sys.argv[1:]:
         print(version_line())
         sys.exit(0)
+    signal.signal(signal.SIGINT, end_at_once)
+
+
+def end_at_once(number: int, _frame: object) -> None:
+    """End the program with one line for a signal: as an exception Ctrl-C would be a page about an import."""
+    said, code = ("interrupted", 130) if number == signal.SIGINT else ("stopped by SIGTERM", 3)
+    os.write(2, f"{os.path.basename(sys.argv[0])}: {said}\n".encode())
+    os._exit(code)

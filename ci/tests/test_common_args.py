@@ -367,6 +367,7 @@ def test_a_length_on_the_command_line_takes_the_place_of_the_one_in_a_config(tmp
         ('{"lr": "fast"}', "--lr"),
         ('{"lr": null}', "--lr cannot be null"),
         ('{"lr": {"a": 1}}', "--lr cannot be"),
+        ('{"values": {"total_batch_size": null}}', "is no flag of this model; give the config.json of a run of the"),
         ('{"batchsize": 3}', "--batchsize"),
         ('{"values": {"lr": -1}}', "'-1' is not a finite number"),
         ('{"work_dir": "x"}', "--output_dir is of one run or machine"),

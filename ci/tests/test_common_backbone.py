@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ci.tests.folders import FOLDERS, module
+from ci.tests.folders import FOLDERS, module, parsed
 from common.errors import InputError
 from common.nets.backbone import ResNet, torchvision_models
 from common.nets.imagenet import find_imagenet, load_imagenet, plain_state_dict
+from common.record.initial import initial_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 V1S = (64, 64, 128)
@@ -77,10 +78,21 @@ def test_the_channels_of_a_whole_network_are_in_proportion(folder):
     assert sum(map(torch.numel, narrow.parameters())) < sum(map(torch.numel, published.parameters())) / 12
 
 
-def test_channels_that_cannot_be_in_proportion_are_refused():
+def test_channels_that_cannot_be_in_proportion_or_in_memory_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        parsed("ICNet", base_channels=6400)
+    assert "--base_channels: '6400' is not a whole number from 1 to 512" in capsys.readouterr().err
     for channels in (12, 4, 0, -16):
         with pytest.raises(InputError, match=f"^{channels} channels at the first stage: give a multiple of 8"):
             ResNet("resnet18", base_channels=channels)
+
+
+def test_no_published_file_is_looked_for_or_downloaded_for_a_narrow_network(tmp_path):
+    args = parsed("ICNet", base_channels=16, pretrained=tmp_path)
+    with pytest.raises(InputError, match="published for 64 channels; train from scratch with --pretrained none"):
+        initial_weights(args, None, None, None, lambda *_: pytest.fail("looked for"))
+    args.pretrained = "none"
+    assert initial_weights(args, None, None, None, lambda *_: None) == "initial weights: random"
 
 
 def test_names_of_a_deep_stem():

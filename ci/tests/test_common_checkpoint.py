@@ -164,8 +164,8 @@ def test_weights_alone_and_checkpoints_of_another_network_cannot_be_continued(tm
     with pytest.raises(InputError, match=r"foreign\.pth holds weights and no training state"):
         read_resumable(tmp_path / "foreign.pth", seeded_model(), IMAGES_PER_STEP)
     other = nn.Linear(1, 1)
-    other.options = {}
-    with pytest.raises(InputError, match=r"last\.pt is of a run of Normalised .* this is one of Linear \{\}"):
+    other.options = {"bias": True}  # the options of one network are not those of another
+    with pytest.raises(InputError, match=r"is of a run of Normalised \{'width': 3\}, this is one of Linear \{'bias'"):
         read_resumable(last(tmp_path), other, IMAGES_PER_STEP)
 
 
@@ -198,6 +198,8 @@ def test_find_resume(tmp_path):
     assert find_resume("", tmp_path) == find_resume("auto", tmp_path) == []
     saved(tmp_path)
     assert find_resume("auto", str(tmp_path)) == [last(tmp_path)]
+    with pytest.raises(InputError, match=r"is a folder and no checkpoint; give a file of it: .*last\.pt$"):
+        find_resume(str(tmp_path), tmp_path)
     assert find_resume(str(last(tmp_path)), tmp_path / "else" / "where") == [last(tmp_path)]
     assert find_resume("", tmp_path) == []
     names = ["last-9.pt", "last-10.pt", "last-x.pt", "last-11.pt.old"]

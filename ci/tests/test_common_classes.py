@@ -73,6 +73,7 @@ def test_255_is_ignored_unless_it_is_a_class(tmp_path):
         ({"classes": [ROAD, {**SKY, "ids": [True]}]}, "True is no whole number"),
         ({"classes": [ROAD, {**SKY, "colour": [1, 2]}]}, "no red, green and blue"),
         ({"classes": [ROAD, {**SKY, "name": " "}]}, "no name"),
+        ({"classes": [ROAD, {**SKY, "name": "a\nb"}]}, "no name of one line"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, content, problem):

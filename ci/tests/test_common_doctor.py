@@ -90,7 +90,9 @@ def test_help_does_not_import_torch():
     assert "--device {auto,npu,cuda,gpu,cpu}" in said
 
 
-@pytest.mark.parametrize("arguments", [["--devices", "0"], ["--json", "/no/such/folder/x.json"], ["--device", "tpu"]])
+@pytest.mark.parametrize(
+    "arguments", [["--devices", "0"], ["--json", "/no/such/folder/x.json"], ["--json", "/proc/x"], ["--device", "tpu"]]
+)
 def test_a_wrong_flag_is_one_line_and_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         doctor.parse(arguments)

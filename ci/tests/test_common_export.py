@@ -203,6 +203,9 @@ def test_atc_is_run_where_it_is(exported, tmp_path, monkeypatch, capfd):
     (["--size=60x96", "--dynamic=size"], "with --dynamic size give multiples of 32"),
     (["--format=om", "--dynamic=batch"], "--format om is for one shape"),
     (["--output=nowhere/model.onnx"], "there is no folder .*nowhere"),
+    (["--output=/proc/model.onnx"], "--output: the folder /proc cannot be written to"),
+    (["--output=."], "--output .: there is a folder of that name"),
+    (["--output=stra\udcdfe.onnx"], "the name is no UTF-8, which ONNX needs"),
     (["--size=60x90"], "Attention U-Net needs sides that are multiples of 16"),
     (["--opset=3"], "cannot export with --opset 3"),
 ])  # fmt: skip
@@ -210,6 +213,12 @@ def test_what_cannot_be_exported_is_refused(flags, message, exported, tmp_path):
     with pytest.raises(InputError, match=message):
         exported("AttentionUNet", *flags)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_no_fault_of_the_opset(exported, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: torch.empty(1 << 50))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        exported("ICNet")
 
 
 def test_packages_that_are_missing_are_named(exported, monkeypatch):

@@ -133,12 +133,15 @@ def test_a_training_state_becomes_weights_in_either_form(run, tmp_path, capsys, 
     state = torch.load(last, weights_only=True)
     assert converted(capsys, last, tmp_path / "a.pt").startswith(f"{last}: our Network; written to")
     assert read(tmp_path / "a.pt").keys() == state.keys() - {"optimizer", "amp"}
+    with pytest.raises(SystemExit):
+        converted(capsys, last, tmp_path / "b.pt", "--model", "ICNet")
+    assert "is a checkpoint of our Network, and --model ICNet builds ICNet; leave" in capsys.readouterr().err
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "safetensors", None)
         patched.setitem(sys.modules, "safetensors.torch", None)
         with pytest.raises(SystemExit):
             converted(capsys, last, tmp_path / "a.safetensors")
-        assert "pip install safetensors" in capsys.readouterr().err
+        assert f"{tmp_path / 'a.safetensors'} needs the package safetensors" in capsys.readouterr().err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt"]
     pytest.importorskip("safetensors")
     converted(capsys, tmp_path / "a.pt", tmp_path / "a.safetensors")

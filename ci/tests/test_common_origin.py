@@ -72,6 +72,24 @@ def test_another_run_is_refused_unless_it_is_to_continue_anyway(begun, flags, wo
     assert len(last_checkpoint(begun)["made_by"]["changes"]) == 1
 
 
+@pytest.mark.parametrize(
+    "before, now, kept", [("sgd", "adamw", False), ("adam", "sgd", False), ("adam", "adamw", True)]
+)
+def test_the_state_of_another_optimizer_is_taken_where_it_fits_and_else_begins_anew(tmp_path, before, now, kept):
+    run = tmp_path / "run"
+    whole(run, **BEGUN, optimizer=before)
+    last = run / "checkpoints" / "last.pt"
+    content = torch.load(last, weights_only=True)
+    del content["made_by"]["flags"]["optimizer"]  # as versions before the flag wrote it
+    torch.save(content, last)
+    with pytest.raises(InputError, match=f"of another run: --optimizer: {before}, now {now}; "):
+        whole(run, **BEGUN | {"max_steps": 3}, optimizer=now, resume="auto")
+    whole(run, **BEGUN | {"max_steps": 3}, optimizer=now, resume="auto", resume_anyway=1)
+    (state, *_) = last_checkpoint(run)["optimizer"]["state"].values()
+    assert state.keys() == ({"momentum_buffer"} if now == "sgd" else {"step", "exp_avg", "exp_avg_sq"})
+    assert "step" not in state or state["step"] == (3 if kept else 1)
+
+
 def test_a_run_that_is_complete_is_not_complete_for_other_flags(begun):
     whole(begun, resume="auto")
     with pytest.raises(InputError, match="is of another run: --seed: 0, now 5"):

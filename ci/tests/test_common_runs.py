@@ -8,7 +8,9 @@ import pytest
 
 from ci.tests import small_folder
 from ci.tests.small_folder import arguments, build, main
+from common.errors import InputError
 from common.record.past import network_of
+from common.record.spread import read_group
 from common.start import carry_out, launch
 from common.tools.runs import describe, find_runs, prunable
 from common.tools.runs import main as command
@@ -31,7 +33,13 @@ def output(tmp_path):
 
 
 def test_each_run_has_a_line_with_how_far_it_came_and_how_it_ended(output, capsys):
+    (output / "foreign").mkdir()  # other programs have a config.json too
+    (output / "foreign" / "config.json").write_text('{"values": "of another program"}')
+    with pytest.raises(InputError, match=r"foreign holds no run \(no readable config\.json\)"):
+        read_group(output / "foreign")
     (moved, run) = find_runs([output])
+    with open(run / "metrics.jsonl", "a") as rows:
+        rows.write('{"kind": "train", "step": null}\n{"kind": "train", "best": "?"}\n')  # edited by hand
     assert moved.parent.name == "backup" and run.name == "run"
     capsys.readouterr()
     command([str(output)])

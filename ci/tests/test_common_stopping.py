@@ -426,9 +426,10 @@ def test_a_closed_pipe_ends_no_run(tmp_path):
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path\n"
-        "from common.device.exits import exit_codes, lasting_output\n"
+        "from common.device.exits import exit_codes\n"
         "from common.record.lines import Lines\n"
-        "with lasting_output(), exit_codes():\n"
+        "with exit_codes():\n"
+        "    print('first')\n"
         "    print('a note', flush=True)\n"
         f"    lines = Lines(Path({str(tmp_path / 'train.log')!r}), 0, 2)\n"
         "    lines.say('one')\n"

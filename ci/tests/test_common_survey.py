@@ -118,7 +118,23 @@ def test_masks_of_0_and_255_are_not_class_ids(voc, capsys):
     pairs, read = [(voc.image("a"), voc.mask("a"))], check.importlib.import_module("DynamicUNet.voc").read_pair
     with pytest.raises(InputError, match=r"all 1 labels, .*a\.png for one, hold class 0 and ignored pixels"):
         check_pairs(pairs, read)
-    check_pairs([*pairs, (voc.image("b"), voc.mask("b"))][:0], read)  # none is not all
+    voc.label("b", np.zeros(SIZE))  # one without anything to see is no class either
+    with pytest.raises(InputError, match=r"all 2 labels, .* hold class 0 and ignored pixels"):
+        check_pairs([*pairs, (voc.image("b"), voc.mask("b"))], read)
+    check_pairs(pairs[:0], read)  # none is not all
+
+
+def test_labels_that_are_ignored_everywhere_are_refused_before_training(voc, capsys):
+    voc.label("a", np.full(SIZE, 255))
+    pairs, read = [(voc.image("a"), voc.mask("a"))], check.importlib.import_module("DynamicUNet.voc").read_pair
+    with pytest.raises(InputError, match=r"all 1 labels, .*a\.png for one, hold ignored pixels \(255\) alone"):
+        check_pairs(pairs, read)
+    voc.label("b", np.full(SIZE, 255))
+    code, _, found = checked(voc, capsys)
+    assert code == 2 and "2 of 2 labels of train hold ignored pixels alone" in found["problems"][0]["reason"]
+    voc.label("b", np.full(SIZE, 3))
+    check_pairs([*pairs, (voc.image("b"), voc.mask("b"))], read)
+    assert "hold class 3 alone: of the others nothing can be learned or scored\n" in capsys.readouterr().out
 
 
 def test_labels_of_one_class_alone_are_said(voc, capsys):
@@ -147,7 +163,8 @@ def test_a_json_that_cannot_be_written_is_named(voc, capsys):
     (voc.root / "taken").write_text("a file")
     with pytest.raises(SystemExit) as end:
         check.main(["--model", "DynamicUNet", "--data_path", str(voc.root), "--json", str(voc.root / "taken" / "f")])
-    assert end.value.code == 2 and "name another file" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert end.value.code == 2 and "--json: the folder" in said.err and said.out == "", "before the data are read"
 
 
 def test_nothing_of_the_data_is_changed(voc, capsys):

@@ -1,5 +1,6 @@
 """common/record/tensors.py: damage to a file of tensors is found, and told where it is."""
 
+import os
 import zipfile
 
 import pytest
@@ -102,6 +103,11 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(path, monkeypatch, err
     with pytest.raises(InputError, match=words) as raised:
         load_tensors(path)
     assert not isinstance(raised.value, Unusable)
+
+
+def test_a_name_that_is_no_text_is_no_damage(path):
+    other = path.rename(path.parent / os.fsdecode(b"stra\xdfe.pt"))
+    assert load_tensors(other, mapped=True)["steps_done"] == 3
 
 
 def test_what_was_written_is_read_back(path):

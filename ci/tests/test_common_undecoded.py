@@ -10,6 +10,7 @@ from PIL import Image
 
 from common.data.decode import check_header, read_image
 from common.data.labels import LabelTable, read_label
+from common.data.undecoded import why_unidentified
 from common.errors import InputError
 
 IDS = LabelTable(np.arange(256, dtype=np.uint8), frozenset(range(34)))
@@ -129,13 +130,18 @@ def test_large_numbers_without_a_sign_are_told_without(tmp_path):
     assert "whole numbers from 0 to 4294967295" in refusal(read_image, path)
 
 
-@pytest.mark.parametrize("spoil", [slice(4, 8), slice(-20, None)], ids=["place of the directory", "end"])
-def test_a_tiff_that_is_damaged_is_still_called_that(tmp_path, spoil):
-    path = tiff(tmp_path / "a.tif", bands=8)
+@pytest.mark.parametrize(
+    ("spoil", "big"),
+    [(slice(4, 8), False), (slice(8, 16), True), (slice(-20, None), False)],
+    ids=["place of the directory", "one beyond what a computer can address", "end"],
+)
+def test_a_tiff_that_is_damaged_is_still_called_that(tmp_path, spoil, big):
+    path = tiff(tmp_path / "a.tif", bands=8, big=big)
     data = bytearray(path.read_bytes())
-    data[spoil] = b"\xff" * 4 if spoil.stop else b""
+    data[spoil] = b"\xff" * (spoil.stop - spoil.start) if spoil.stop else b""
     path.write_bytes(data)
-    assert "its header is damaged); unpack or download it again" in refusal(read_image, path)
+    assert why_unidentified(bytes(data)) is None, "nothing is known of it"
+    assert "); unpack or download it again" in refusal(read_image, path)
 
 
 @pytest.mark.parametrize(

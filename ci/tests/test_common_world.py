@@ -496,12 +496,35 @@ def test_a_machine_beyond_the_last_is_refused(capsys):
             "stopped: no space is left for /a/b; what was complete before is still there: free some space, and "
             "continue with --resume auto",
         ),
+        (OSError(30, "Read-only file system", "/a/b"), 2, "error: /a/b: Read-only file system; give another path"),
     ],
 )
-def test_ends_that_a_user_can_mend_are_one_line(capsys, error, code, line):
+def test_ends_that_a_user_can_mend_are_one_line(capsys, monkeypatch, error, code, line):
+    monkeypatch.setattr(sys, "argv", ["ICNet/train.py"])
     found, err, ran = launched(capsys, error)
     assert (found, ran) == (code, True)
     assert err.endswith(f": {line}\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "script, error, line",
+    [
+        ("report.py", KeyboardInterrupt(), "interrupted"),
+        (
+            "predict.py",
+            OSError(28, "No space left on device", "/a/b"),
+            "free some space, and give the same command again",
+        ),
+        ("predict.py", MemoryError("no"), "(no); lower --batch_size, or --window for large pictures"),
+        ("export.py", MemoryError("no"), "(no); lower --batch or --size"),
+    ],
+)
+def test_what_other_scripts_advise_is_what_they_have(capsys, monkeypatch, script, error, line):
+    monkeypatch.setattr(sys, "argv", [f"ICNet/{script}"])
+    with pytest.raises(SystemExit), exit_codes():
+        raise error
+    said = capsys.readouterr().err
+    assert said.startswith(f"{script}: ") and said.endswith(f"{line}\n") and said.count("\n") == 1
 
 
 def test_a_bug_keeps_its_traceback(capsys):
@@ -794,13 +817,16 @@ def test_a_lost_process_is_one_line_and_a_bug_is_a_traceback(capsys, monkeypatch
 INTERRUPTED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from common.args import Parser
-Parser().parse_args()
+from common.{begins}
 os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, while a real script imports torch
 """
 
 
-def test_ctrl_c_before_the_run_is_one_line():
-    run = subprocess.run([sys.executable, "-c", INTERRUPTED.format(root=str(ROOT))], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "begins", ["args import Parser; Parser().parse_args()", "version import answer_version; answer_version()"]
+)
+def test_ctrl_c_before_the_run_is_one_line(begins):
+    program = INTERRUPTED.format(root=str(ROOT), begins=begins)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (130, "")
     assert run.stderr.endswith(": interrupted\n") and run.stderr.count("\n") == 1

@@ -14,6 +14,7 @@ from ci.tests.small_folder import arguments, build, main
 from common.report import at_end
 from common.scores.gallery import MATRIX
 from common.start import carry_out
+from common.tools import compare
 from common.tools.report import main as command
 
 EVIL = "<script>alert('$x$')</script>"
@@ -130,7 +131,7 @@ def test_the_page_of_an_evaluation_has_no_curves(run, tmp_path):
     assert "curves" not in page.sections and "0.2500" in page.text and "loss at the end" not in page.text
 
 
-def test_two_runs_are_compared(run, tmp_path):
+def test_two_runs_are_compared(run, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     for name in ("config.json", "metrics.jsonl"):
@@ -138,11 +139,20 @@ def test_two_runs_are_compared(run, tmp_path):
     rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["kind"] == "eval"][-1]
     last["class_iou"]["b"] += 0.0625
+    last["only_here"] = 0.375
+    last["details"]["protocol"]["images"] += 1
+    (other / "result.json").write_text(json.dumps({"scores": ["miou", "only_here"]}))
     (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command([str(run), str(other), "--output", str(tmp_path / "comparison.html")])
     page = read(tmp_path / "comparison.html")
     assert page.sections == ["runs", "scores", "differences", "curves", "classes"]
     assert "--lr" in page.text and "0.125" in page.text and "+0.0625" in page.text and EVIL in page.text
+    assert "only_here" in page.text and "0.3750" in page.text
+    assert f"{other} is scored on other pixels than {run} (images: " in page.text
+    compare.main([str(run), str(other)])
+    said = capsys.readouterr().out
+    assert f"warning: {other} is scored on other pixels than {run} (images: " in said
+    assert re.search(r"\nonly_here +-  +0\.3750\n", said)
 
 
 def test_a_record_with_gaps_has_a_page(run):
@@ -169,6 +179,8 @@ def test_what_cannot_be_written_is_a_line(run, monkeypatch, capsys):
 
     (run / "report.html").mkdir()
     assert "report.html cannot be written (Is a directory)" in refused(run)
-    assert "give --output FILE" in refused(run, run)
+    assert "2 runs, and no file for their comparison; give --output FILE" in refused(run, run)
+    assert "holds no run and no folders of runs" in refused(run / "examples")
+    assert "config.json is no name of a page" in refused(run, "--output", run / "config.json")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "a report needs matplotlib: pip install -r common/requirements-report.txt" in refused(run)

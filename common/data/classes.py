@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import category
 
 import numpy as np
 
@@ -25,6 +26,7 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MOST_CLASSES = IGNORE_INDEX - 1  # 254 is what the reader of labels calls a value without a class
 # More than so many colours, or than so many values up to such a high one, are no classes that somebody has drawn.
 MOST_FOUND_COLOURS, MOST_FOUND_VALUES, HIGHEST_FOUND_VALUE = 64, 16, 200
+NO_LETTERS = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: control characters, halves of one, ends of lines
 FORM = '{"classes": [{"name": "road", "ids": [0], "colour": [128, 64, 128]}, ...], "ignore_ids": [255]}'
 
 
@@ -131,9 +133,10 @@ def checked(classes: Classes, path: str | Path) -> Classes:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is no name")
-    return value.strip()
+    name = value.strip() if isinstance(value, str) else ""
+    if not name or any(category(letter) in NO_LETTERS for letter in name):
+        raise ValueError(f"{value!r} is no name of one line")
+    return name
 
 
 def _byte(value: object) -> int:

@@ -24,7 +24,7 @@ class Checked(NamedTuple):
     """What is known of a label once it has been read."""
 
     note: str  # about how it was read, or ''
-    as_mask: bool  # whether it holds class 0 and ignored pixels alone, as a mask of 0 and 255 read as class ids does
+    classes: tuple[int, ...] | None  # those that it holds, IGNORE_INDEX with them; None where there is no label
 
 
 class PairReader(NamedTuple):
@@ -66,7 +66,7 @@ class PairReader(NamedTuple):
         else:
             label, note = kind.read(label_file, self.exif)
             check_sizes(image_file, label_file, check_header(image_file, self.exif), label.shape)
-        return Checked(note, np.flatnonzero(class_counts(kind, label)).tolist() == [0, IGNORE_INDEX])
+        return Checked(note, tuple(np.flatnonzero(class_counts(kind, label)).tolist()))
 
     def reads_as_before(self, pair: Sequence[Path]) -> bool:
         """Whether the first rules of reading gave the same of this pair, by what the headers of its files say.
@@ -98,7 +98,7 @@ class PicturesAlone(NamedTuple):
     def check(self, pair: Sequence[Path | None], decode_image: bool) -> Checked:
         """Raises InputError, naming the file, for a picture that cannot be read."""
         self(pair)
-        return Checked("", as_mask=False)
+        return Checked("", None)
 
 
 def check_pairs(
@@ -106,25 +106,44 @@ def check_pairs(
 ) -> None:
     """Open every label file once and refuse what training could not use, before anything is trained.
 
-    Raises InputError, naming the file: see `PairReader.check`; also where all labels hold class 0 and ignored pixels
-    alone, of which nothing but an IoU of 0 can be learned. What was read otherwise than its owner may think is said
-    in one line. decode_images: also decode the pictures; a damaged one of the training pictures whose end is whole is
-    reported when training comes to it, but validation would come to it after an epoch of training only.
+    Raises InputError, naming the file: see `PairReader.check` and `_check_held`. What was read otherwise than its owner
+    may think is said in one line. decode_images: also decode the pictures; a damaged one of the training pictures whose
+    end is whole is reported when training comes to it, but validation would come to it after an epoch of training only.
     most_bad: pairs that training may replace by others; they are no errors, and said in one line.
     """
     checked, bad = _checked(pairs, lambda pair: read.check(pair, decode_images), most_bad)
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         print(f"note: {bad[0]}{more}; training replaces it, as --skip_bad allows", flush=True)
-    if checked and all(label.as_mask for label in checked):
-        raise InputError(
-            f"all {len(checked)} labels, {pairs[0][1]} for one, hold class 0 and ignored pixels (255) alone, "
-            "as masks of 0 and 255 do when they are read as class ids; give labels that hold the ids of classes: where "
-            "there are two classes, common.tools.check --fix writes them"
-        )
+    if pairs:
+        held = {number for label in checked for number in label.classes or ()}
+        _check_held(held, f"all {len(checked)} labels, {pairs[0][1]} for one,")
     if notes := [label.note for label in checked if label.note]:
         more = f" (and so for {len(notes) - 1} other label files)" if len(notes) > 1 else ""
         print(f"note: {notes[0]}{more}", flush=True)
+
+
+def _check_held(held: set[int], labels: str) -> None:
+    """Refuse what nothing can be learned of or scored on, by the classes that all labels of a data set hold together.
+
+    That is ignored pixels alone; or these and class 0, as masks of 0 and 255 read as class ids hold. Of another class
+    alone a line tells. labels: how a line about them begins.
+    """
+    if held == {IGNORE_INDEX}:
+        raise InputError(
+            f"{labels} hold ignored pixels ({IGNORE_INDEX}) alone, of which nothing can be learned or scored; give "
+            "labels that hold the ids of classes"
+        )
+    if held == {0, IGNORE_INDEX}:
+        raise InputError(
+            f"{labels} hold class 0 and ignored pixels ({IGNORE_INDEX}) alone, as masks of 0 and 255 do when they are "
+            "read as class ids; give labels that hold the ids of classes: where there are two classes, "
+            "common.tools.check --fix writes them"
+        )
+    if len(held - {IGNORE_INDEX}) == 1:
+        print(
+            f"note: {labels} hold class {min(held)} alone: of the others nothing can be learned or scored", flush=True
+        )
 
 
 def _checked(

@@ -160,7 +160,7 @@ def _problems_of_split(split: str, survey: Survey) -> Iterator[Problem]:
             _labels(void),
             f"{len(void)} of {total} labels of {split} hold ignored pixels alone",
             "leave them out",
-            False,
+            len(void) == total,
         )
     if as_two:
         every = len(as_two) == total

@@ -155,7 +155,7 @@ def _pixels_of(data: bytes) -> Pixels | None:
     try:
         (start,) = struct.unpack_from(order + number, data, start_at)
         return Pixels.of(_directory(data, start, order, is_big))
-    except struct.error:
+    except (struct.error, OverflowError):  # a place behind the end, or behind any end
         return None
 
 

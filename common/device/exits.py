@@ -8,68 +8,47 @@ import signal
 import sys
 import threading
 import traceback
-from typing import TextIO
 
 import torch.distributed as dist
 
 from common.device.relay import exit_code_of_stop
 from common.device.watching import lost_process
 from common.errors import Diverged, ExitCode, Failed, InputError, NotSaved, Stopped
-from common.terminal import marked
+from common.terminal import lasting_output, marked
 
+TRAINING = "train.py"  # the script that has --resume
+LESS_MEMORY = {  # by script
+    TRAINING: "lower --device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size",
+    "predict.py": "lower --batch_size, or --window for large pictures",
+    "export.py": "lower --batch or --size",
+}
+# of a path that was given: where nothing can be written, whoever asks
+NO_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 ERROR_LETTERS = 160  # of the text of an error that a user is told; the rest is for programmers
-
-
-class Lasting:
-    """A stream of text whose reader may go: `train.py | head` ends no run. What nobody reads is dropped."""
-
-    def __init__(self, stream: TextIO):
-        self._stream, self.is_read = stream, True
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._noticing():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._noticing():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _noticing(self):
-        try:
-            yield
-        except BrokenPipeError:
-            self.is_read = False
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # for what is still in the buffers, here and in libraries
-            os.close(nowhere)
-
-
-@contextlib.contextmanager
-def lasting_output():
-    """Let what is printed last longer than its readers."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
-    with contextlib.redirect_stdout(Lasting(sys.stdout)), contextlib.redirect_stderr(Lasting(sys.stderr)):
-        yield
 
 
 @contextlib.contextmanager
 def exit_codes():
-    """Turn what a user can mend into one line and an exit code; anything else keeps its traceback."""
+    """Turn what a user can mend into one line and an exit code; anything else keeps its traceback.
+
+    What is printed lasts longer than its readers (`lasting_output`).
+    """
+    with lasting_output(), _exit_codes():
+        yield
+
+
+@contextlib.contextmanager
+def _exit_codes():
     name = os.path.basename(sys.argv[0])
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # takes over from common.args
     try:
         yield
+        sys.stdout.flush()  # a disk that is full says so here, and not after the end
     except KeyboardInterrupt:
         if "LOCAL_RANK" not in os.environ:  # the processes of a run leave the word to the one that started them
-            print(f"{name}: interrupted; continue with the same command and --resume auto", file=sys.stderr)
+            goes_on = "; continue with the same command and --resume auto" if name == TRAINING else ""
+            print(f"{name}: interrupted{goes_on}", file=sys.stderr)
         leave(ExitCode.INTERRUPTED)
     except Stopped:  # the run has said so
         leave(exit_code_of_stop())
@@ -98,7 +77,7 @@ def _not_ended():
 
 def _in_words(error: Exception) -> tuple[str, int]:
     """(What a user is told of an error, or '' for one of the program itself; exit code)."""
-    said = " ".join(str(error).split())
+    said, script = " ".join(str(error).split()), os.path.basename(sys.argv[0])
     if isinstance(error, InputError):
         return f"error: {error}", ExitCode.INPUT
     if isinstance(error, Diverged | NotSaved | Failed):
@@ -106,20 +85,19 @@ def _in_words(error: Exception) -> tuple[str, int]:
     if isinstance(error, PermissionError) and error.filename:
         said = f"error: no permission for {error.filename}; have its owner give it, or name another path"
         return said, ExitCode.INPUT
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename:
         return f"error: {error.filename}: {error.strerror}; give another path", ExitCode.INPUT
     if loop := re.fullmatch(r"Symlink loop from '(.*)'", said):  # of Path.resolve
         return f"error: {loop[1]} is a link that leads to itself; give another path", ExitCode.INPUT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        again = "continue with --resume auto" if script == TRAINING else "give the same command again"
         return (
             f"stopped: no space is left for {error.filename or 'a file'}; what was complete before is still there: "
-            "free some space, and continue with --resume auto"
+            f"free some space, and {again}"
         ), ExitCode.FAILED
     if is_out_of_memory(error):
-        return (
-            f"stopped: out of memory ({said.partition('. GPU ')[0][:ERROR_LETTERS]}); lower "
-            "--device_batch_size, and --lr in proportion; in an evaluation lower --eval_batch_size"
-        ), ExitCode.FAILED
+        remedy = LESS_MEMORY.get(script, "give it less to do, or a machine with more")
+        return f"stopped: out of memory ({said.partition('. GPU ')[0][:ERROR_LETTERS]}); {remedy}", ExitCode.FAILED
     if dist.is_initialized() and (end := _end_of_communication(error, said)):
         return f"process {dist.get_rank()} {end}", ExitCode.FAILED
     return "", ExitCode.FAILED

@@ -204,14 +204,14 @@ def read(path: str | Path, mapped: bool = False) -> dict:
     return content
 
 
-def check_exists(path: str | Path) -> Path:
-    """The path of a checkpoint; raises InputError where there is no file."""
+def check_exists(path: str | Path, wanted: str = "best.pt") -> Path:
+    """The path of a checkpoint; raises InputError where there is no file. wanted: which of a run's would do."""
     if Path(path).is_symlink() and not Path(path).exists():
         raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there; mend it, or give another file")
     if not Path(path).is_file():
-        best = Path(path) / "checkpoints" / "best.pt"  # of the folder of a run
-        if best.is_file():
-            raise InputError(f"{path} is a folder and no checkpoint; give a file of it: {best}")
+        file = Path(path) / "checkpoints" / wanted  # of the folder of a run
+        if file.is_file():
+            raise InputError(f"{path} is a folder and no checkpoint; give a file of it: {file}")
         raise InputError(f"no checkpoint {path}; give a file that training wrote (checkpoints/last.pt or best.pt)")
     return Path(path)
 

@@ -81,6 +81,25 @@ def writable_folder(path: str | Path, flag: str) -> Path:
     return folder
 
 
+def writable_file(path: str | Path, flag: str) -> None:
+    """Raise InputError, naming the flag, where no such file can be written: before what it will hold is made.
+
+    Its folder is made if need be.
+    """
+    if Path(path).is_dir():
+        raise InputError(f"{flag} {path}: there is a folder of that name; name a file")
+    writable_folder(Path(path).absolute().parent, f"{flag}: the folder")
+
+
+def has_text_name(path: str | Path) -> bool:
+    """Whether the name is UTF-8, as libraries in C++ want it where they open a file by themselves."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def size(path: Path) -> int:
     """Bytes of a file, or of all in a folder."""
     return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

@@ -2,9 +2,12 @@
 
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from common.errors import InputError
+from common.nets.backbone import PUBLISHED_CHANNELS
 from common.nets.imagenet import load_imagenet
 from common.record.checkpoint import load_weights
 
@@ -24,9 +27,22 @@ def initial_weights(
     if args.load_from:
         skip = model.classifiers if args.new_head else ()
         return f"initial weights: {load_weights(args.load_from, model, from_reference, skip)}"
+    if imagenet_file:
+        _check_channels(args)
     if imagenet_file and (file := imagenet_file(args.backbone, args.pretrained)):
         return load_imagenet(encoder, file)
     return f"initial weights: random{_kept_random(args, imagenet_file is not None)}"
+
+
+def _check_channels(args: Namespace) -> None:
+    """Raise InputError where --pretrained would look for a published file that cannot fit, or download it."""
+    channels = getattr(args, "base_channels", PUBLISHED_CHANNELS)
+    if channels != PUBLISHED_CHANNELS and args.pretrained != "none" and not Path(args.pretrained).is_file():
+        raise InputError(
+            f"--base_channels {channels} with --pretrained {args.pretrained}: ImageNet weights are published for "
+            f"{PUBLISHED_CHANNELS} channels; train from scratch with --pretrained none, or name a file of a network as "
+            "narrow"
+        )
 
 
 def _kept_random(args: Namespace, has_imagenet: bool) -> str:

@@ -47,7 +47,7 @@ class Lines:
 
     def _print(self, line: str) -> None:
         print(marked(line, sys.stdout), flush=True)
-        if self._is_read and not getattr(sys.stdout, "is_read", True):  # see `common.device.exits.Lasting`
+        if self._is_read and not getattr(sys.stdout, "is_read", True):  # see `common.terminal.Lasting`
             self._is_read = False
             self.keep("nobody reads the output any more (a closed pipe): from here on lines are in this file alone")
 

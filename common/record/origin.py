@@ -97,6 +97,9 @@ def check_continues(path: Path, content: dict, now: dict, anyway: bool) -> list[
     Raises InputError for what makes it another run, unless it is to be continued `anyway`.
     """
     before = content.get("made_by")
+    if before:  # versions without the flag had one optimizer for each model
+        had = "adam" if "betas" in content["optimizer"]["param_groups"][0] else "sgd"
+        before = {**before, "flags": {"optimizer": had, **before["flags"]}}
     grave, other = compare(before, now)
     if grave and not anyway:
         raise InputError(

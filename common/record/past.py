@@ -33,11 +33,11 @@ def network_of(config: dict, result: dict) -> str:
 
 
 def read_rows(folder: Path) -> Iterator[dict]:
-    """The rows of metrics.jsonl, without one that a killed process has left half written."""
+    """The rows of metrics.jsonl, without what is none: one that a killed process has left half written."""
     for line in read_text(folder / "metrics.jsonl").splitlines():
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-            if isinstance(row, dict):
+            if isinstance(row, dict) and isinstance(row.get("step", 0), int):
                 yield row
 
 
@@ -56,7 +56,7 @@ def state(run: Path, step: int) -> str:
 def how_it_ended(run: Path, step: int) -> str:
     """finished, with the reason where that was before the end of the schedule, or why it ended otherwise."""
     result = read_json(run / "result.json")
-    if result.get("steps", -1) >= step:
+    if isinstance(steps := result.get("steps", -1), int) and steps >= step:
         return ": ".join(filter(None, (FINISHED, result.get("stopped_early"))))
     lines = read_text(run / "train.log").splitlines()
     last = lines[-1].partition("; ")[0] if lines else ""

@@ -32,7 +32,7 @@ def find_resume(resume: str, output_dir: str | Path) -> list[Path]:
         folder = Path(output_dir) / "checkpoints"
         last = folder / "last.pt"
         return [*([last] if last.exists() or last.is_symlink() else []), *older_checkpoints(folder).values()]
-    return [check_exists(resume)] if resume else []
+    return [check_exists(resume, "last.pt")] if resume else []
 
 
 def continues_run(checkpoint: Path | None, output_dir: str | Path) -> bool:
@@ -81,6 +81,8 @@ def _advice(path: Path) -> str:
 
 def _options(content: dict, model: nn.Module) -> dict:
     """Those of the network in a checkpoint; one that an earlier version did not know had what is its default now."""
+    if content["model_class"] != type(model).__name__:
+        return content["options"]
     known = inspect.signature(type(model)).parameters
     return {name: known[name].default for name in model.options if name in known} | content["options"]
 
@@ -115,11 +117,14 @@ def resume(content: dict, amp: Amp, continues: bool = True) -> Progress:
     continues: whether this run goes on in the folder of that one; what was best is there.
 
     The optimizer keeps the rates and the implementation (fused or not) that it was made with: what the command line
-    says holds, and a run can move to a device of another kind. Raises InputError for the state of another optimizer.
+    says holds, and a run can move to a device of another kind. The state of an optimizer of another kind, which
+    --resume_anyway lets through, begins anew. Raises InputError for that of other parameters.
     """
     optimizer = amp.optimizer
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     _check_optimizer(content["optimizer"], optimizer)
+    if _is_of_adam(content["optimizer"]["state"]) != ("betas" in optimizer.defaults):
+        content["optimizer"]["state"] = {}
     amp.load_model_state(content["model"])
     for saved, values in zip(content["optimizer"]["param_groups"], own, strict=True):
         saved["fused"] = values.get("fused")  # decides on which device Adam's numbers of steps have to be
@@ -134,6 +139,11 @@ def resume(content: dict, amp: Amp, continues: bool = True) -> Progress:
     # files of earlier versions lack some
     progress = Progress(**{name: content[name] for name in Progress._fields if name in content})
     return progress if continues else progress._replace(best=None, evaluations_since_best=0)
+
+
+def _is_of_adam(state: dict[int, dict]) -> bool:
+    """Whether a state of an optimizer has the means of Adam or AdamW, which are alike; else it is SGD's, or empty."""
+    return any("exp_avg" in values for values in state.values())
 
 
 def _check_optimizer(saved: dict, optimizer: Optimizer) -> None:

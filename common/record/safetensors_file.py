@@ -36,8 +36,16 @@ def read_safetensors(path: Path) -> dict:
 
 
 def write_safetensors(path: Path, content: dict) -> None:
-    """Write the weights of a checkpoint of ours, its other fields as text. Raises InputError without the package."""
+    """Write the weights of a checkpoint of ours, its other fields as text; whole or not at all.
+
+    Raises InputError without the package.
+    """
     package = _package(path)
     tensors: dict[str, Tensor] = {name: value.contiguous() for name, value in content["model"].items()}
     said = {name: value for name, value in content.items() if name != "model"}
-    package.torch.save_file(tensors, path, metadata={"format": "pt", FIELD: json.dumps(said)})
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        package.torch.save_file(tensors, scratch, metadata={"format": "pt", FIELD: json.dumps(said)})
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 A group is a folder of runs that differ in their seeds (`--seeds`), or one run.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from common.errors import InputError
 from common.flags import ABOUT_VALUES, OF_ONE_PROCESS
 from common.record.folder import RUN_MARK
+from common.record.past import read_json, read_rows
 
 # What may differ between runs of one group, and is no part of a recipe.
 NO_RECIPE = OF_ONE_PROCESS | ABOUT_VALUES | {"seed", "seeds", "dry_run"}
@@ -25,6 +25,7 @@ class Group(NamedTuple):
     name: str
     values: dict[str, object]  # flags of its first run
     scores: list[dict[str, float]]  # of the last evaluation of each run; per class as "IoU <class>"
+    scored_on: dict[str, object]  # of its first run: what says which pixels the scores are of
 
 
 def read_group(path: Path) -> Group:
@@ -32,30 +33,61 @@ def read_group(path: Path) -> Group:
     runs = [path] if (path / RUN_MARK).is_file() else sorted(mark.parent for mark in path.glob(f"*/{RUN_MARK}"))
     if not runs:
         raise InputError(f"{path} holds no run and no folders of runs; name an --output_dir of train.py")
-    values = [_json(run / RUN_MARK).get("values", {}) for run in runs]
+    values = [read_json(run / RUN_MARK).get("values") for run in runs]
+    for run, known in zip(runs, values, strict=True):
+        if not isinstance(known, dict):
+            raise InputError(f"{run} holds no run (no readable {RUN_MARK}); name an --output_dir of train.py")
     for run, other in zip(runs[1:], values[1:], strict=True):
         if different := recipe_differences(values[0], other):
             raise InputError(
                 f"{run} and {runs[0]} are of other recipes (--{', --'.join(different)}), of which a mean says nothing; "
                 "name each run for itself"
             )
-    return Group(str(path), values[0], [last_scores(run) for run in runs])
+    rows = [last_evaluation(run) for run in runs]
+    return Group(
+        str(path), values[0], [scores_of(run, row) for run, row in zip(runs, rows, strict=True)], _scored_on(rows[0])
+    )
 
 
-def last_scores(run: Path) -> dict[str, float]:
-    """Those of the last evaluation in metrics.jsonl. Raises InputError where there is none."""
+def last_evaluation(run: Path) -> dict:
+    """Its row in metrics.jsonl. Raises InputError where there is none."""
     row = None
-    try:
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            content = json.loads(line)
-            row = content if content.get("kind") == "eval" else row
-    except (OSError, ValueError):
-        pass  # what a killed run has left half written comes last
+    for each in read_rows(run):
+        row = each if each.get("kind") == "eval" else row
     if row is None:
         raise InputError(f"{run} has no evaluation in metrics.jsonl; name a run that was scored (--validate)")
-    names = _json(run / "result.json").get("scores") or [name for name in row if name in ("miou", "jaccard")]
+    return row
+
+
+def scores_of(run: Path, row: dict) -> dict[str, float]:
+    """The scores of a row of an evaluation of this run; those that are not finite are null there, and left out."""
+    names = read_json(run / "result.json").get("scores") or [name for name in row if name in ("miou", "jaccard")]
     scores = {name: row[name] for name in names if isinstance(row.get(name), float)}
     return scores | {f"IoU {name}": iou for name, iou in row.get("class_iou", {}).items() if iou is not None}
+
+
+def _scored_on(row: dict) -> dict[str, object]:
+    """Pictures, how they are seen, and how many pixels each class has in their truth; {} of earlier versions."""
+    details = row.get("details") or {}
+    protocol, classes = details.get("protocol") or {}, details.get("classes") or {}
+    pixels = {name: counts.get("truth_pixels") for name, counts in classes.items()}
+    return {name: protocol.get(name) for name in ("split", "images", "sizes")} | {"pixels": pixels} if protocol else {}
+
+
+def other_pixels(one: Group, other: Group) -> str:
+    """What makes scores of two groups those of different pixels, in words; '' where nothing does or is known to."""
+    before, now = one.scored_on, other.scored_on
+    for name in before if now else ():
+        if before[name] != now[name]:
+            what = "its labels differ" if name == "pixels" else f"{name}: {before[name]}, {now[name]}"
+            return f"scored on other pixels than {one.name} ({what}): the scores cannot be compared"
+    return ""
+
+
+def names_of_scores(found: Sequence[Mapping[str, "Mean"]]) -> list[str]:
+    """Those of all groups, each once; scores before classes."""
+    names = dict.fromkeys(name for group in found for name in group)
+    return sorted(names, key=lambda name: name.startswith("IoU "))
 
 
 def recipe_differences(one: Mapping[str, object], other: Mapping[str, object]) -> dict[str, tuple[object, object]]:
@@ -101,18 +133,11 @@ def table(groups: Sequence[Group]) -> list[str]:
     """A line for each score: mean and deviation of each group, and what is otherwise than in the first."""
     found = [means(group) for group in groups]
     rows = [("score", *(group.name for group in groups))]
-    for name, first in found[0].items():
-        cells = [str(first)]
-        for other in found[1:]:
-            cells.append(f"{other[name]}  ({in_words(first, other[name])})" if name in other else "-")
+    for name in names_of_scores(found):
+        first = found[0].get(name)
+        cells = [str(first or "-")]
+        for mean in [other.get(name) for other in found[1:]]:
+            cells.append(f"{mean}  ({in_words(first, mean)})" if first and mean else str(mean or "-"))
         rows.append((name, *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

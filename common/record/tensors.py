@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common.data.files import retried
 from common.errors import InputError
+from common.record.files import has_text_name
 
 CHUNK_BYTES = 1 << 20
 # what zipfile raises for damage: the last two for a flag of encryption, and for another compression
@@ -92,7 +93,8 @@ def _load(path: Path, file: BinaryIO, mapped: bool):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol, for files that are refused below anyway
             with torch.serialization.safe_globals([(_PassedOver, name) for name in PASSED_OVER]):
-                source, mapped = (str(path), True) if mapped and zipfile.is_zipfile(path) else (file, False)
+                can_be_mapped = mapped and has_text_name(path) and zipfile.is_zipfile(path)
+                source, mapped = (str(path), True) if can_be_mapped else (file, False)
                 content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # it leads to behind the end

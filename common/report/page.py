@@ -10,7 +10,7 @@ from common.errors import InputError
 from common.recipe import recipe
 from common.record.files import write_atomically
 from common.record.numbers import NO_CURVES
-from common.record.spread import Group, in_words, means, recipe_differences
+from common.record.spread import Group, in_words, means, names_of_scores, other_pixels, recipe_differences
 from common.report.charts import Chart, chart
 from common.report.pictures import pictures
 from common.report.reading import Record
@@ -113,10 +113,11 @@ def comparison_page(groups: Sequence[Group], records: dict[str, Record]) -> str:
     """The HTML of several groups of runs, each against the first; records: of all runs, by what they are called."""
     found = [means(group) for group in groups]
     rows = []
-    for name, first in found[0].items():
-        others = [(str(mean[name]), in_words(first, mean[name])) if name in mean else None for mean in found[1:]]
-        changes = [round(mean[name].mean - first.mean, 4) if name in mean else None for mean in found[1:]]
-        rows.append((name.removeprefix("IoU "), name.startswith("IoU "), str(first), others, changes))
+    for name in names_of_scores(found):
+        first, *others = (mean.get(name) for mean in found)
+        said = [(str(mean), in_words(first, mean) if first else "") if mean else None for mean in others]
+        changes = [round(mean.mean - first.mean, 4) if first and mean else None for mean in others]
+        rows.append((name.removeprefix("IoU "), name.startswith("IoU "), str(first or "-"), said, changes))
     first_environment = next(iter(records.values())).environment
     environments = {
         label: {
@@ -131,6 +132,7 @@ def comparison_page(groups: Sequence[Group], records: dict[str, Record]) -> str:
         title="Comparison of runs",
         groups=groups,
         records=records,
+        warnings=[f"{each.name} is {words}" for each in groups[1:] if (words := other_pixels(groups[0], each))],
         charts=_charts(records),
         scores=[row for row in rows if not row[1]],
         classes=[row for row in rows if row[1]],

@@ -16,6 +16,7 @@ import numpy as np
 
 from common.args import Parser, parse_with_network
 from common.errors import ExitCode, Failed, InputError
+from common.record.files import has_text_name, writable_file
 from common.terminal import progress
 from common.values import path as path_of_user
 from common.values import size as height_and_width
@@ -98,9 +99,13 @@ def _check(args: Namespace) -> None:
         raise InputError(f"--size {args.size[0]}x{args.size[1]}: with --dynamic size give multiples of {STRIDE}")
     if args.format == "om" and args.dynamic != "none":
         raise InputError("--format om is for one shape: leave --dynamic out, and export a file for each shape")
-    folder = Path(args.output).absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"--output {args.output}: there is no folder {folder}; make it, or name another")
+    output = Path(args.output).absolute()
+    if not output.parent.is_dir():
+        raise InputError(f"--output {args.output}: there is no folder {output.parent}; make it, or name another")
+    if not has_text_name(args.output):
+        raise InputError(f"--output {args.output}: the name is no UTF-8, which ONNX needs; give another one")
+    for file in (args.output, output.with_suffix(".onnx")):
+        writable_file(file, "--output")
 
 
 def _opset(args: Namespace) -> int:
@@ -153,6 +158,8 @@ def _steps(network, path: Path, info, args: Namespace) -> Iterator[Check | None]
 def _write(network, path: Path, args: Namespace) -> None:
     import torch
 
+    from common.device.exits import is_out_of_memory
+
     axes = {"none": {}, "batch": {0: "batch"}, "size": {0: "batch", 2: "height", 3: "width"}}[args.dynamic]
     of_output = {axis - (axis > 1 and args.class_ids): name for axis, name in axes.items()}
     names = INPUT, OUTPUT[args.class_ids]
@@ -166,6 +173,8 @@ def _write(network, path: Path, args: Namespace) -> None:
                 dynamic_axes={names[0]: axes, names[1]: of_output} if axes else None,
             )  # fmt: skip
     except (RuntimeError, ValueError) as error:  # of an operator that this opset has not, for example
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"cannot export with --opset {_opset(args)}: {' '.join(str(error).split())[:200]}") from error
     finally:
         network.train(training)

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+from common.terminal import lasting_output
+
 TOOLS = Path(__file__).resolve().parent
 
 
@@ -28,4 +30,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with lasting_output():
+        main()

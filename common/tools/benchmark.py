@@ -46,7 +46,7 @@ from common.data.order import StepRange, sample_rng
 from common.device.exits import exit_codes
 from common.device.world import World, find_device_type
 from common.errors import InputError
-from common.record.files import write_json
+from common.record.files import writable_file, write_json
 from common.scores.evaluate import Evaluation, evaluate
 from common.scores.windows import Segmenter
 from common.step.amp import autocast
@@ -285,6 +285,8 @@ def parse(argv: list[str] | None = None) -> tuple[Folder, Namespace]:
 def main(argv: list[str] | None = None) -> dict:
     """Run one benchmark, print its result and return it."""
     folder, own = parse(argv)
+    if own.json:
+        writable_file(own.json, "--json")
     if own.input and not Path(own.input).is_file():
         raise InputError(f"--input {own.input}: no such file; give a picture")
     steps = own.steps or (1 if find_device_type(folder.args.device) == "cpu" else 10) * own.repetitions

@@ -35,7 +35,7 @@ from common.data.pictures import Datasets
 from common.data.survey import Problem, Survey, problems_of, split_message, survey
 from common.device.exits import exit_codes
 from common.errors import ExitCode, InputError
-from common.record.files import write_json
+from common.record.files import writable_file, write_json
 from common.values import path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,6 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     """Print what there is and what is wrong; the exit code."""
     own, args = parse(argv)
     with exit_codes():
+        if own.json:
+            writable_file(own.json, "--json")
         if own.fix:
             check_target(Path(own.fix), Path(args.data_path))
         datasets, unopened = opened(own.model, args)
@@ -196,15 +198,10 @@ def main(argv: list[str] | None = None) -> int:
             code, done["fixed"] = fixed(own, args, datasets, surveys)
         if own.json:
             splits = {split: each.summary() for split, each in surveys.items()}
-            _write(own.json, {"splits": splits, "problems": [problem._asdict() for problem in problems], **done})
+            write_json(
+                Path(own.json), {"splits": splits, "problems": [problem._asdict() for problem in problems], **done}
+            )
         return code
-
-
-def _write(file: str, content: dict) -> None:
-    try:
-        write_json(Path(file), content)
-    except OSError as error:
-        raise InputError(f"--json {file} cannot be written ({error.strerror}); name another file") from error
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import argparse
 
 from common.args import Parser, format_value
 from common.device.exits import exit_codes
-from common.record.spread import read_group, recipe_differences, table
+from common.record.spread import other_pixels, read_group, recipe_differences, table
 
 
 def lines(paths: list[Path]) -> list[str]:
@@ -31,10 +31,12 @@ def lines(paths: list[Path]) -> list[str]:
     said = []
     for group in groups[1:]:
         differences = recipe_differences(groups[0].values, group.values)
-        said.append(f"{group.name} against {groups[0].name}: {'' if differences else 'the same recipe'}")
+        said.append(f"{group.name} against {groups[0].name}:{'' if differences else ' the same recipe'}")
         said += [
             f"  --{name}: {format_value(before)}, {format_value(now)}" for name, (before, now) in differences.items()
         ]
+        if words := other_pixels(groups[0], group):
+            said.append(f"warning: {group.name} is {words}")
     runs = ", ".join(f"{len(group.scores)} of {group.name}" for group in groups)
     return [*said, *table(groups), f"runs: {runs}"]
 

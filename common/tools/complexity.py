@@ -27,6 +27,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.args import Parser
+from common.device.exits import exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,10 +83,11 @@ def main(argv: list[str] | None = None) -> None:
     unknown = sorted(set(chosen) - set(models))
     if unknown:
         parser.error(f"no model {unknown[0]}; there are {', '.join(models)}")
-    print(f"{'model':<16}{'parameters':>14}{'training size':>16}{'GFLOPs':>10}")
-    for name in chosen:
-        (height, width), parameters, operations = complexity_of(name)
-        print(f"{name:<16}{parameters:>14,}{f'{height} x {width}':>16}{operations / 1e9:>10,.1f}")
+    with exit_codes():
+        print(f"{'model':<16}{'parameters':>14}{'training size':>16}{'GFLOPs':>10}")
+        for name in chosen:
+            (height, width), parameters, operations = complexity_of(name)
+            print(f"{name:<16}{parameters:>14,}{f'{height} x {width}':>16}{operations / 1e9:>10,.1f}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ import os
 from argparse import Namespace
 
 from common.args import Parser
-from common.terminal import marked
+from common.errors import InputError
+from common.record.files import writable_file
+from common.terminal import lasting_output, marked
 from common.tools.doctor_devices import devices, training_step
 from common.tools.doctor_machine import machine, variables
 from common.tools.doctor_packages import ascend, imported, packages
@@ -48,6 +50,11 @@ def parse(argv: list[str] | None = None) -> Namespace:
         parser.error(f"--devices {args.devices}: give at least 1")
     if args.json and not Path(args.json).absolute().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder; give a file in one that exists")
+    if args.json:
+        try:
+            writable_file(args.json, "--json")
+        except InputError as error:
+            parser.error(str(error))
     args.device = {"gpu": "cuda"}.get(args.device, args.device)
     return args
 
@@ -94,4 +101,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with lasting_output():
+        sys.exit(main())

@@ -34,12 +34,15 @@ def write(runs: list[Path], output: Path | None) -> Path:
     check_packages()
     if output and output.is_dir():
         raise InputError(f"--output {output} is a folder; name a file, such as {output / NAME}")
+    if output and output.suffix not in (".html", ".htm"):  # a file of a run is soon named by mistake
+        raise InputError(f"--output {output} is no name of a page; end it in .html")
     if len(runs) == 1 and (runs[0] / RUN_MARK).is_file():
         path, text = output or runs[0] / NAME, run_page(read_record(runs[0]))
     else:
-        if output is None:
-            raise InputError(f"{len(runs)} folders of runs, and no file for their comparison; give --output FILE")
         groups = [read_group(run) for run in runs]
+        if output is None:
+            number = sum(len(group.scores) for group in groups)
+            raise InputError(f"{number} runs, and no file for their comparison; give --output FILE")
         folders = [[run] if (run / RUN_MARK).is_file() else _below(run) for run in runs]
         path, text = output, comparison_page(groups, {str(run): read_record(run) for each in folders for run in each})
     try:

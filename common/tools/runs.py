@@ -39,7 +39,7 @@ COLUMNS = ("run", "model", "preset", "data", "step", "best", "images/s", "seed",
 def find_runs(folders: list[Path]) -> list[Path]:
     """The folders of runs, those that were moved aside included."""
     marks = {mark for folder in folders for mark in folder.rglob(RUN_MARK)}
-    return sorted(mark.parent for mark in marks if "values" in read_json(mark))
+    return sorted(mark.parent for mark in marks if isinstance(read_json(mark).get("values"), dict))
 
 
 def seed_of(run: Path, seed: object) -> str:
@@ -55,8 +55,10 @@ def describe(run: Path) -> tuple[str, ...]:
     config, result, rows = read_json(run / RUN_MARK), read_json(run / "result.json"), list(read_rows(run))
     values, model = config["values"], network_of(config, result)
     step = max((row.get("step", 0) for row in rows), default=0)
-    best = next((row["best"] for row in reversed(rows) if row.get("best") is not None), None)
-    rate = next((row["images_per_second"] for row in reversed(rows) if "images_per_second" in row), None)
+    best, rate = (
+        next((row[name] for row in reversed(rows) if isinstance(row.get(name), int | float)), None)
+        for name in ("best", "images_per_second")
+    )
     ended = state(run, step)
     if ended.startswith(FINISHED):  # of all its steps, and of an evaluation, which has no line of them
         rate = result.get("images_per_second", rate)

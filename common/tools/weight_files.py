@@ -1,7 +1,7 @@
 """Files of weights: written anew in our form, and those that are published."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from common.errors import InputError
 from common.nets.backbone import torchvision_models
 from common.nets.imagenet import weight_folders
 from common.record.checkpoint import FORMAT, is_ours, load_model, read, without_training
-from common.record.files import write_atomically
+from common.record.files import writable_folder, write_atomically
 from common.record.foreign import NAMES_OF_OURS, OtherNetwork
 from common.record.safetensors_file import SUFFIX, write_safetensors
 from common.record.tensors import check_archive
@@ -37,7 +37,13 @@ def convert(source: Path, target: Path, model: str | None = None) -> str:
     if target.exists():
         raise InputError(f"{target} is there already; give the name of a new file")
     content = read(source, mapped=True)
+    writable_folder(target.parent, "the folder")
     if is_ours(content):
+        if model and content["model_class"] != (other := _build_model(model).__annotations__["return"].__name__):
+            raise InputError(
+                f"{source} is a checkpoint of our {content['model_class']}, and --model {model} builds {other}; leave "
+                "--model out"
+            )
         averaged = ", the averaged weights (--ema)" if "ema" in content else ""
         line = f"{source}: our {content['model_class']}{averaged}"
         content = without_training(content)
@@ -45,17 +51,15 @@ def convert(source: Path, target: Path, model: str | None = None) -> str:
         lines: list[str] = []
         content = _ours(source, model or _folder_of(content, source), lines)
         line = lines[0]
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == SUFFIX:
-        scratch = target.with_name(f".{target.name}.tmp")
-        try:
-            write_safetensors(scratch, content)
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_safetensors(target, content)
     else:
         write_atomically(target, lambda file: torch.save(content, file), check_archive)
     return f"{line}; written to {target}, {target.stat().st_size / 2**20:.1f} MiB"
+
+
+def _build_model(name: str) -> Callable:
+    return importlib.import_module(f"{name}.model").build_model
 
 
 def _folder_of(content: dict, source: Path) -> str:
@@ -74,7 +78,7 @@ def _folder_of(content: dict, source: Path) -> str:
 
 def _ours(source: Path, name: str, lines: list[str]) -> dict:
     """The fields of a checkpoint for the weights of another program."""
-    build_model = importlib.import_module(f"{name}.model").build_model
+    build_model = _build_model(name)
     from_reference = importlib.import_module(f"{name}.weights").from_reference
     network = load_model(source, build_model, from_reference, {}, lines.append)
     made_by = {
