@@ -154,15 +154,13 @@ def earlier_files(targets: dict[str, Target], pairs: list[Pair], lists: Path) ->
             earlier = json.loads(lists.read_text(encoding="utf-8"))
             own |= {name for split in SPLITS for name in earlier[split]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{lists} is not of an earlier split; take it away, or name other folders") from error
+            raise InputError(f"{lists} is not of an earlier split; remove it, or name other folders") from error
     found = []
     for folder in _folders(targets):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             is_file = is_picture(path)
             if is_file and path.stem.removesuffix(MASK_ENDING) not in own:
-                raise InputError(
-                    f"{path} is not of this split, and is not touched; take it away, or name other folders"
-                )
+                raise InputError(f"{path} is not of this split, and is not touched; remove it, or name other folders")
             found += [path] if is_file else []
     return found
 
@@ -188,7 +186,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink()
     except OSError as error:
-        raise InputError(f"cannot remove {path} ({error}); take it away, or name other folders") from error
+        raise InputError(f"cannot remove {path} ({error}); remove it, or name other folders") from error
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
     for path in sorted(images_dir.iterdir()):
         if is_picture(path):
             if path.stem in images:
-                raise InputError(f"{images[path.stem]} and {path.name} have the same name; take one of them away")
+                raise InputError(f"{images[path.stem]} and {path.name} have the same name; remove one of them")
             images[path.stem] = path
     for path in sorted(masks_dir.iterdir()):
         if path.suffix.lower() == ".png" and path.stem.endswith(MASK_ENDING) and not path.name.startswith("."):
@@ -103,7 +103,7 @@ def _refuse(these: dict[str, Path], those: dict[str, Path], problem: str) -> Non
     alone = [these[name].name for name in sorted(set(these) - set(those))]
     if alone:
         raise InputError(
-            f"{len(alone)} of {len(these)} {problem}: {first(alone)}; add the missing files or take these away"
+            f"{len(alone)} of {len(these)} {problem}: {first(alone)}; add the missing files or remove these"
         )
 
 

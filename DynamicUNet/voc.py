@@ -238,7 +238,7 @@ def _refuse_missing(kind: str, listed: dict[str, str], files: dict[str, Path], f
         raise InputError(
             f"{len(missing)} of {len(listed)} listed {kind} are not in {folder}: "
             f"{_first([f'{name}{suffix}' for name in missing])} ({listed[missing[0]]}"
-            f"{_near_twin(missing[0], folder)}); unpack the archive again, or mend the list"
+            f"{_near_twin(missing[0], folder)}); unpack the archive again, or fix the list"
         )
 
 

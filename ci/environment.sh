@@ -119,7 +119,7 @@ _is_unfinished() {
     fi
 }
 
-# Lets the environment $1 see what $python sees, which may be in an environment too: a torch that is there already is
+# Lets the environment $1 see what $python sees, which may be in an environment too: a torch that already exists is
 # kept, with the plugin that belongs to it. --system-site-packages would show the packages of the machine instead.
 _share_packages() {
     local packages

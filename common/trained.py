@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def check_evaluation(checkpoint: str, output_dir: str | Path) -> None:
     """Raise InputError unless there is a file to --evaluate, outside of the run that is moved aside for the result."""
     if not checkpoint:
-        raise InputError("--evaluate is given and no --checkpoint; name the file of weights to evaluate")
+        raise InputError("--evaluate is given without --checkpoint; name the file of weights to evaluate")
     check_exists(checkpoint)
     if Path(output_dir).resolve() in Path(checkpoint).resolve().parents:
         raise InputError(

@@ -843,7 +843,7 @@ def test_a_run_without_a_test_split_says_so(isic, tmp_path, capsys):
         (["--image_size=16", "--device_batch_size=1"], r"single pixel"),
         (["--batch-size=3"], r"2 training images are fewer than the 3 "),
         (["--decay_epochs=5"], r"--decay_epochs 5 are more than --epochs 2"),
-        (["--evaluate"], r"--evaluate is given and no --checkpoint"),
+        (["--evaluate"], r"--evaluate is given without --checkpoint"),
         (["--evaluate", "--eval_split=test", "--checkpoint=/none.pt"], r"no checkpoint /none.pt"),
         (["--load_from=/none.pt"], r"no checkpoint /none.pt"),
         (["--resume=/none.pt"], r"no checkpoint /none.pt"),

@@ -306,7 +306,7 @@ def test_a_cache_that_cannot_be_used_is_refused_as_by_the_training(what, data, t
 
 def test_decoding_is_not_timed_for_reading_the_cache(data, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
-    with pytest.raises(InputError, match="the cache .* takes no more; free some space on its disk and start again"):
+    with pytest.raises(InputError, match="the cache .* cannot take more; free some space on its disk and start again"):
         main(["data", "--model=ICNet", *TINY, data("ICNet")])
 
 

@@ -238,7 +238,7 @@ def test_a_disk_that_is_full_costs_speed_and_nothing_else(pairs, folder, monkeyp
         assert equal(reader(pair), read_pair(pair))
     assert list(folder.iterdir()) == []  # nothing half
     errors = capsys.readouterr().err
-    assert errors.count("\n") == 1 and "takes no more (No space left on device): decoding instead" in errors
+    assert errors.count("\n") == 1 and "cannot take more (No space left on device): decoding instead" in errors
 
 
 def test_the_last_gigabyte_of_a_disk_is_left_to_the_run(pairs, folder, free, capsys):
@@ -255,7 +255,7 @@ def test_the_last_gigabyte_of_a_disk_is_left_to_the_run(pairs, folder, free, cap
     assert len(list(folder.iterdir())) == 2  # nothing half
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
-    assert "takes no more (the last 1.1 GB of its disk are left free): decoding instead" in errors
+    assert "cannot take more (the last 1.1 GB of its disk are left free): decoding instead" in errors
     free.bytes += 1  # somebody has made room
     reader(pairs[2])
     assert len(list(folder.iterdir())) == 3
@@ -313,7 +313,7 @@ def test_a_disk_that_is_too_small_is_refused_before_it_is_full(tmp_path, free, c
     for there, left in ((gigabyte + 700_000_000, "0.7"), (gigabyte // 2, "0.0")):  # for 100 pictures of 8 MB
         free.bytes = there
         message = (
-            f"needs about 0.8 GB more for 100 pictures, and the disk has {left} GB to give; free some, name a folder "
+            f"needs about 0.8 GB more for 100 pictures, and the disk has {left} GB to spare; free some, name a folder "
             f"on another disk{part}, or leave --cache out"
         )
         part = ""

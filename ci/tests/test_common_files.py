@@ -63,7 +63,7 @@ def test_a_process_that_is_killed_leaves_the_old_file(tmp_path, number):
 
 
 class FullDisk:
-    """A file that takes no more, once it has the first bytes of an archive."""
+    """A file that cannot take more, once it has the first bytes of an archive."""
 
     def __init__(self, file):
         self.file, self.written = file, 0

@@ -118,7 +118,7 @@ def test_weights_of_another_program_become_a_checkpoint_of_ours(tmp_path, capsys
     loaded = load_model(target, build_model, from_reference, {}).eval()
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded(images), network(images))
-    for words, said_of in (((source, target), "is there already"), ((source, tmp_path / "a.bin"), "end its name in")):
+    for words, said_of in (((source, target), "already exists"), ((source, tmp_path / "a.bin"), "end its name in")):
         with pytest.raises(SystemExit):
             converted(capsys, *words)
         assert said_of in capsys.readouterr().err

@@ -170,4 +170,4 @@ def test_classes_are_written_into_ones_own_data_when_that_is_asked_for(tmp_path,
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         check.main([*words, "--write_classes"])
-    assert end.value.code == 2 and "is there already" in capsys.readouterr().err
+    assert end.value.code == 2 and "already exists" in capsys.readouterr().err

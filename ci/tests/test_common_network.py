@@ -92,7 +92,7 @@ def test_what_cannot_be_loaded_is_said(street, tmp_path):
     for device in ("tpu", "cuda:x"):
         with pytest.raises(InputError, match="is none of auto, cpu"):
             load(street[0], device)
-    with pytest.raises(InputError, match="common is no model's folder"):
+    with pytest.raises(InputError, match="common is not a model's folder"):
         load(street[0], folder="common")
 
 

@@ -152,7 +152,7 @@ def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     for name in ("a.png", "b.heic", "c.HEIC", "d.txt", "LICENSE", ".e.heic"):
         (tmp_path / name).touch()
     assert len(find_images(tmp_path)) == 1
-    expected = f"note: 4 files in {tmp_path} are no images by their names: .heic: 2, no suffix: 1, .txt: 1\n"
+    expected = f"note: 4 files in {tmp_path} are not images, judging by their names: .heic: 2, no suffix: 1, .txt: 1\n"
     assert capsys.readouterr().out == expected
     (tmp_path / "a.png").unlink()
     with pytest.raises(InputError, match=r"it holds \.heic: 2, no suffix: 1, \.txt: 1; give another folder"):

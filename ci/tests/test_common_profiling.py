@@ -123,7 +123,7 @@ def test_a_profile_of_an_earlier_part_of_the_run_is_not_taken_for_a_new_one(tmp_
 
 def test_a_run_that_ends_before_says_so(tmp_path, capsys):
     assert list(profiled_items(range(5), tmp_path)) == list(range(5))
-    assert "nothing is profiled: the run ended after 5 steps or less" in capsys.readouterr().out
+    assert "nothing was profiled: the run ended after 5 steps or less" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

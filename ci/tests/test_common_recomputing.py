@@ -100,5 +100,5 @@ def test_runs_that_compute_blocks_again_are_equal_bit_for_bit(tmp_path):
 def test_it_is_refused_beside_a_network_that_is_compiled_or_recorded(tmp_path, monkeypatch):
     for flag in ("compile", "cuda_graph"):
         monkeypatch.setattr("common.step.amp.find_device_type", lambda _: "cuda")
-        with pytest.raises(InputError, match=f"--checkpoint_activations and --{flag} do not go together"):
+        with pytest.raises(InputError, match=f"--checkpoint_activations and --{flag} cannot be combined"):
             Run(arguments(tmp_path / "run", checkpoint_activations=1, **{flag: 1}), small_folder)

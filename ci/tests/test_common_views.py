@@ -93,7 +93,7 @@ def test_what_is_seen_in_a_symmetric_picture_is_symmetric():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"stride": (9, 9)}, "no --window"),
+        ({"stride": (9, 9)}, "without --window"),
         ({"window": (8, 8), "stride": (4, 9)}, "leaves gaps"),
     ],
 )

@@ -1,4 +1,4 @@
-"""common/device/watching.py: which process stopped answering, and where it was."""
+"""common/device/watching.py: which process stopped responding, and where it was."""
 
 import json
 import os
@@ -54,10 +54,10 @@ def hang_in_process_1(folder: Path) -> None:
 
 
 def test_after_the_timeout_all_end_and_one_says_for_whom_they_waited(tmp_path):
-    with pytest.raises(AssertionError, match="stopped answering"):
+    with pytest.raises(AssertionError, match="stopped responding"):
         in_two_processes(tmp_path, hang_in_process_1, tmp_path)
     said = [(tmp_path / f"said_by_{rank}").read_text() for rank in range(2)]
-    assert "process 1 stopped answering in data of step 3, and the others have waited for 1.5 s" in said[0]
+    assert "process 1 stopped responding in data of step 3, and the others have waited for 1.5 s" in said[0]
     assert said[0].count("\n") == 1 and said[1] == ""
 
 

@@ -154,7 +154,7 @@ def test_a_plugin_that_does_not_import_gives_its_reason_in_one_line(real_lookup,
     assert "source CANN's set_env.sh" in message and "--device cpu" in message
     assert "\n" not in message and "second line" not in message
     assert find_device_type("auto") == "cpu"
-    with pytest.raises(InputError, match=r"8 devices are asked for and 0 found \(no CUDA, and torch_npu does not imp"):
+    with pytest.raises(InputError, match=r"8 devices requested and 0 found \(no CUDA, and torch_npu does not imp"):
         local_devices(flags(devices=8))
 
 
@@ -227,10 +227,10 @@ def test_devices_of_a_machine_with_four(monkeypatch, install, given, expected):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"devices": 8}, r"8 devices are asked for and 4 cuda device\(s\) found; use --devices 4, .* some of 0\.\.3"),
+        ({"devices": 8}, r"8 devices requested and 4 cuda device\(s\) found; use --devices 4, .* some of 0\.\.3"),
         ({"device_list": [0, 4]}, r"no cuda device 4: there are 4, numbered from 0; use --device_list .* 0\.\.3"),
         ({"device_list": [1, 1]}, "--device_list 1,1 names a device twice"),
-        ({"device_list": [0, 1, 2, 3, 4]}, "5 devices are asked for and 4"),
+        ({"device_list": [0, 1, 2, 3, 4]}, "5 devices requested and 4"),
         ({"device": "npu"}, "--device npu cannot be used"),
     ],
 )
@@ -244,7 +244,7 @@ def test_several_devices_never_become_several_cpu_processes_by_themselves():
     assert local_devices(flags(device_list=[5])) == [5]
     assert local_devices(flags(devices=8, distributed=0)) == [0]
     assert local_devices(flags(device="cpu", devices=2)) == [0, 1]
-    with pytest.raises(InputError, match="8 devices are asked for and 0 found .neither NPU nor CUDA.*--device cpu"):
+    with pytest.raises(InputError, match="8 devices requested and 0 found .neither NPU nor CUDA.*--device cpu"):
         local_devices(flags(devices=8))
 
 
@@ -293,7 +293,7 @@ def test_an_environment_that_names_no_npu_is_an_error(monkeypatch, capsys, text)
     code, err, ran = launched(capsys, check=lambda *_: pytest.fail("checked"))
     assert (code, ran) == (2, False)
     assert err.endswith(
-        f"ASCEND_DEVICE_ID={text} is no NPU of this machine, which has 4; set it to one of 0..3, unset it, or give "
+        f"ASCEND_DEVICE_ID={text} is not an NPU of this machine, which has 4; set it to one of 0..3, unset it, or give "
         "--device_list\n"
     )
     assert launched(capsys, devices=1)[:2] == (0, "")
@@ -650,7 +650,7 @@ def test_a_torchrun_of_the_user_makes_no_processes_on_the_cpu_by_itself(capsys, 
         monkeypatch.setenv(name, value)
     code, err, ran = launched(capsys, check=lambda *_: pytest.fail("checked"))
     assert (code, ran) == (2, False)
-    assert "2 devices are asked for and 0 found (neither NPU nor CUDA)" in err and err.count("\n") == 1
+    assert "2 devices requested and 0 found (neither NPU nor CUDA)" in err and err.count("\n") == 1
 
 
 def test_a_process_of_torchrun_says_what_auto_took(capsys, monkeypatch):

@@ -494,7 +494,7 @@ def test_checkpoints_every_few_epochs_beside_the_evaluations(devkit, tmp_path, m
     (["--crop_size=32", "--device_batch_size=1"], "larger crop or two images"),
     (["--device_batch_size=9"], "8 training images are fewer than the 9"),
     (["--load_from=nowhere.pt"], "no checkpoint .*nowhere.pt"),
-    (["--evaluate"], "--evaluate is given and no --checkpoint"),
+    (["--evaluate"], "--evaluate is given without --checkpoint"),
     (["--dataset=pascal_aug"], "VOCaug/dataset"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_before_the_start(devkit, tmp_path, flags, message):

@@ -96,7 +96,7 @@ SITUATIONS = {
     "fewer devices than asked for": Situation(
         "simulated",
         [*NPU, "--devices=8"],
-        "8 devices are asked for and 2 npu device(s) found; use --devices 2, --device_list with some of 0..1, or "
+        "8 devices requested and 2 npu device(s) found; use --devices 2, --device_list with some of 0..1, or "
         "--device cpu",
         environment={"SIMULATED_NPU_DEVICES": "2"},
     ),
@@ -109,7 +109,7 @@ SITUATIONS = {
     "no such device in the environment": Situation(
         "simulated",
         NPU,
-        "ASCEND_DEVICE_ID=7 is no NPU of this machine, which has 2; set it to one of 0..1, unset it, or give "
+        "ASCEND_DEVICE_ID=7 is not an NPU of this machine, which has 2; set it to one of 0..1, unset it, or give "
         "--device_list",
         environment={"SIMULATED_NPU_DEVICES": "2", "ASCEND_DEVICE_ID": "7"},
     ),

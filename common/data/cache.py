@@ -62,7 +62,7 @@ class CachedReader:
         except OSError as error:
             if not self._warned:
                 reason = error.strerror or error
-                print(f"warning: --cache {self.folder} takes no more ({reason}): decoding instead", file=sys.stderr)
+                print(f"warning: --cache {self.folder} cannot take more ({reason}): decoding instead", file=sys.stderr)
             self._warned = True
         return image, label
 
@@ -166,7 +166,7 @@ def check_cache(folder: str | Path, datasets: Iterable) -> None:
         what_fits = f", keep a part of them with --cache_share {share:g}" if share else ""
         raise InputError(
             f"--cache {folder} needs about {needed / 1e9:.1f} GB more for {missing} pictures, and the disk has "
-            f"{free / 1e9:.1f} GB to give; free some, name a folder on another disk{what_fits}, or leave --cache out"
+            f"{free / 1e9:.1f} GB to spare; free some, name a folder on another disk{what_fits}, or leave --cache out"
         )
     to_come = f", {missing} (about {needed / 1e9:.2f} GB) are to come" if missing else ""
     left_out = sum(len(dataset.pairs) for dataset in used) - there - missing

@@ -199,7 +199,7 @@ def _check_same_names(these: dict[tuple[str, str], Path], those: dict[tuple[str,
     if missing:
         files = [f"{city}/{these[city, name].name}" for city, name in missing]
         raise InputError(
-            f"{len(missing)} of {len(these)} {problem}: {_first(files)}; add the missing files or take these away"
+            f"{len(missing)} of {len(these)} {problem}: {_first(files)}; add the missing files or remove these"
         )
 
 

@@ -141,14 +141,14 @@ def _name(value: object) -> str:
 
 def _byte(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
-        raise ValueError(f"{value!r} is no whole number from 0 to 255")
+        raise ValueError(f"{value!r} is not a whole number from 0 to 255")
     return value
 
 
 def _colour(entry: dict, number: int) -> Colour:
     colour = tuple(map(_byte, entry.get("colour") or distinct_colour(number)))
     if len(colour) != 3:
-        raise ValueError(f"{list(colour)} is no red, green and blue")
+        raise ValueError(f"{list(colour)} is not a colour of red, green and blue")
     return colour
 
 

@@ -64,7 +64,7 @@ class Mended(NamedTuple):
 def check_target(target: Path, root: Path) -> None:
     """Raise InputError unless a folder can be made there, beside the data set."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"--fix {target} is there already; name a folder that is new or empty")
+        raise InputError(f"--fix {target} already exists; name a folder that is new or empty")
     if target.resolve().is_relative_to(root.resolve()):
         raise InputError(f"--fix {target} lies in the data, {root}; name a folder beside it")
     there = next(folder for folder in target.absolute().parents if folder.exists())
@@ -105,7 +105,7 @@ def mend(datasets: Datasets, surveys: Mapping[str, Survey], root: Path, target: 
 
 
 def _nothing_left(split: str, reason: str) -> InputError:
-    return InputError(f"--fix: no picture of {split} would be left ({reason}); mend the data by hand")
+    return InputError(f"--fix: no picture of {split} would be left ({reason}); fix the data by hand")
 
 
 def _bad_pairs(surveys: Mapping[str, Survey]) -> Iterator[tuple[tuple[str, Path], str]]:

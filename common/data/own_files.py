@@ -122,7 +122,7 @@ def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
         if beside and _is_mask_beside_picture(path):
             continue
         if path.stem in images:
-            raise InputError(f"{images[path.stem]} and {path.name} have the same name; take one of them away")
+            raise InputError(f"{images[path.stem]} and {path.name} have the same name; remove one of them")
         images[path.stem] = path
     masks: dict[str, Path] = {}
     for path in _files(masks_dir, MASK_SUFFIXES):
@@ -130,7 +130,7 @@ def match(images_dir: Path, masks_dir: Path) -> list[Pair]:
             continue
         name = _picture_name(path.stem, images)
         if name in masks:
-            raise InputError(f"{masks[name]} and {path.name} could both be the mask of {name}; take one of them away")
+            raise InputError(f"{masks[name]} and {path.name} could both be the mask of {name}; remove one of them")
         masks[name] = path
     if not masks and (others := _files(masks_dir, IMAGE_SUFFIXES)) and not beside:
         raise InputError(
@@ -174,7 +174,7 @@ def _refuse(these: dict[str, Path], those: dict[str, Path], problem: str, folder
         there = _first(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))) or "nothing"
         raise InputError(
             f"{len(alone)} of {len(these)} {problem}: {_first([these[name].name for name in alone])} (there are "
-            f"{there}); add the missing files, or take these away"
+            f"{there}); add the missing files, or remove these"
         )
 
 
@@ -211,7 +211,7 @@ def _read_list(path: Path, by_name: dict[str, Pair]) -> list[Pair]:
         if name not in by_name:
             near = next((other for other in sorted(by_name) if other.casefold() == name.casefold()), None)
             hint = f"there is {near}; " if near else ""
-            raise InputError(f"{path}, line {number}: no picture {name}; {hint}add it, or mend the list")
+            raise InputError(f"{path}, line {number}: no picture {name}; {hint}add it, or fix the list")
         found[name] = by_name[name]
     if not found:
         raise InputError(f"{path} is empty; it should name a picture in each line")

@@ -38,7 +38,7 @@ class Cropping(NamedTuple):
         if not args.augment:
             if args.flip_vertical or args.rotate:
                 raise InputError(
-                    "--no_augment and --flip_vertical or --rotate do not go together; leave one of them out"
+                    "--no_augment and --flip_vertical or --rotate cannot be combined; leave one of them out"
                 )
             return cls(args.base_size, args.crop_size, (1.0, 1.0), augmented=False)
         if args.rotate > 180:

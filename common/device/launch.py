@@ -44,7 +44,7 @@ def local_devices(args: Namespace) -> list[int]:
         raise InputError(f"--device_list {','.join(map(str, wanted))} names a device twice; name each one once")
     if device_type != "cpu" and len(wanted) > available:
         raise InputError(
-            f"{len(wanted)} devices are asked for and {available} {device_type} device(s) found; "
+            f"{len(wanted)} devices requested and {available} {device_type} device(s) found; "
             f"use --devices {available}, --device_list with some of 0..{available - 1}, or --device cpu"
         )
     _check_processes(args.device, device_type, len(wanted))
@@ -62,7 +62,7 @@ def _check_processes(kind: str, device_type: str, processes: int) -> None:
     if device_type == "cpu" and kind == "auto" and processes > 1:
         reason = f"no CUDA, and {npu.problem()}" if npu.installed() else "neither NPU nor CUDA"
         raise InputError(
-            f"{processes} devices are asked for and 0 found ({reason}); use --devices 1 or "
+            f"{processes} devices requested and 0 found ({reason}); use --devices 1 or "
             "--device_list 0 for one process on the CPU, or --device cpu --devices 2 for processes on the CPU"
         )
 

@@ -1,4 +1,4 @@
-"""Which process of a run stopped answering, and what it was doing then.
+"""Which process of a run stopped responding, and what it was doing then.
 
 A process that waits in a collective cannot say for whom. So each one tells the store through which they found each
 other, several times a second and from a thread beside, where it is; and one that has waited for `--dist_timeout` looks
@@ -88,7 +88,7 @@ class Watch:
         speakers = [other for other in range(first, first + local_size) if other != rank] or [own]
         if own == speakers[0]:
             print(
-                f"{os.path.basename(sys.argv[0])}: process {rank} stopped answering {place}, and the others have "
+                f"{os.path.basename(sys.argv[0])}: process {rank} stopped responding {place}, and the others have "
                 f"waited for {self.patience:g} s (--dist_timeout); continue with the same command and --resume auto",
                 file=sys.stderr,
                 flush=True,

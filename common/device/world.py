@@ -96,7 +96,7 @@ def card_of_environment(device_type: str) -> list[int] | None:
     available = device_count(device_type)
     if not (text.isascii() and text.isdigit() and int(text) < available):
         raise InputError(
-            f"ASCEND_DEVICE_ID={text} is no NPU of this machine, which has {available}; set it to "
+            f"ASCEND_DEVICE_ID={text} is not an NPU of this machine, which has {available}; set it to "
             f"{f'one of 0..{available - 1}' if available > 1 else '0'}, unset it, or give --device_list"
         )
     return [int(text)]

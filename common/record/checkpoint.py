@@ -207,7 +207,7 @@ def read(path: str | Path, mapped: bool = False) -> dict:
 def check_exists(path: str | Path, wanted: str = "best.pt") -> Path:
     """The path of a checkpoint; raises InputError where there is no file. wanted: which of a run's would do."""
     if Path(path).is_symlink() and not Path(path).exists():
-        raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there; mend it, or give another file")
+        raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there; fix it, or give another file")
     if not Path(path).is_file():
         file = Path(path) / "checkpoints" / wanted  # of the folder of a run
         if file.is_file():

@@ -42,7 +42,7 @@ class RunLog:
     """Progress, scores and files of one run.
 
     output_dir receives train.log, metrics.jsonl, TensorBoard events, config.json, result.json, the ModelZoo report
-    <CaseName>.log and the page report.html; a run that is there already is moved to backup/ beside it, unless this one
+    <CaseName>.log and the page report.html; a run that already exists is moved to backup/ beside it, unless this one
     continues it.
     Only the main process writes; every process takes part in the check that the loss is finite.
 

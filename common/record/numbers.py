@@ -72,7 +72,7 @@ class Numbers:
     def append(self, row: dict) -> None:
         """One row, as a line of JSON and as points of curves; values that are not finite become null.
 
-        Raises OSError where the disk takes no more; the row is written with the next one for which it has room.
+        Raises OSError where the disk cannot take more; the row is written with the next one for which it has room.
         """
         with self._writing():
             self._rows.append(json.dumps(finite(row)) + "\n")
@@ -84,7 +84,7 @@ class Numbers:
     def pictures(self, panels: list[np.ndarray], step: int) -> None:
         """Panels [H, 3 W, 3] uint8 of `drawing.panel`.
 
-        Raises OSError where the disk takes no more: then there are none of this step.
+        Raises OSError where the disk cannot take more: then there are none of this step.
         """
         with self._writing():
             if self._events is None:  # the next row begins another file

@@ -44,7 +44,7 @@ def profiled(stream: Iterable, args: Namespace, world: World) -> Iterator:
         if world.device.type == "npu":
             _remove_records()
     if world.is_main and not steps:
-        print(f"nothing is profiled: the run ended after {steps_before} steps or less", flush=True)
+        print(f"nothing was profiled: the run ended after {steps_before} steps or less", flush=True)
 
 
 def _profiled_steps(iterator: Iterator, args: Namespace, world: World) -> Generator[object, None, int]:

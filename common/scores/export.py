@@ -252,7 +252,7 @@ def _to_om(path: Path, output: Path, args: Namespace) -> None:
         f"--input_shape={INPUT}:{shape}", f"--soc_version={args.soc_version}",
     ]  # fmt: skip
     if shutil.which("atc") is None:
-        print(f"there is no atc here; where CANN is installed, run: {' '.join(command)}", file=sys.stderr)
+        print(f"atc is not installed here; on a machine with CANN run: {' '.join(command)}", file=sys.stderr)
         sys.exit(ExitCode.OMISSIONS)
     if code := subprocess.run(command, check=False).returncode:
         raise Failed(f"atc ended with exit code {code}; {path} is written, and the command was {' '.join(command)}")

@@ -27,7 +27,7 @@ def write_gallery(
     """Write MATRIX and EXAMPLES/{worst,median,best}_SCORE_NAME.png, by the main process.
 
     scores: of each picture, its mean IoU; nan without a label. An example shows picture, truth and prediction.
-    Raises OSError where the disk takes no more.
+    Raises OSError where the disk cannot take more.
     """
     chosen = ranked(scores)
     panels = example_panels(model, dataset, chosen.values(), how)

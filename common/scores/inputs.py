@@ -41,7 +41,7 @@ def listed(path: Path) -> list[tuple[Path, Path]]:
             continue
         picture = Path(os.path.abspath(path.parent / os.path.expanduser(line.strip())))
         if not picture.is_file():
-            raise InputError(f"--input {path}, line {number}: there is no file {picture}; mend the list")
+            raise InputError(f"--input {path}, line {number}: there is no file {picture}; fix the list")
         pictures[picture] = None
     if not pictures:
         raise InputError(f"--input {path} is empty; it should name a picture in each line")

@@ -97,7 +97,7 @@ def open_network(path: str | Path, code: Code, options: dict, world: World, **ho
 def code_of(folder: str) -> Code:
     """What a model's folder gives; raises InputError for what is none."""
     if not folder.isidentifier() or not all((ROOT / folder / f"{name}.py").is_file() for name in MODULES):
-        raise InputError(f"{folder} is no model's folder in {ROOT}; give one of {', '.join(_folders())}")
+        raise InputError(f"{folder} is not a model's folder in {ROOT}; give one of {', '.join(_folders())}")
     model, weights, data = (importlib.import_module(f"{folder}.{name}") for name in MODULES)
     return Code(model.build_model, weights.from_reference, data.INFO, getattr(data, "to_input", None))
 
@@ -155,5 +155,5 @@ def _opened(picture: Picture) -> Image.Image:
         return Image.fromarray(picture).convert("RGB")
     what = f"an array {list(picture.shape)} of {picture.dtype}" if isinstance(picture, np.ndarray) else repr(picture)
     raise InputError(
-        f"{what[:80]} is no picture; give a file, a PIL picture, or uint8 of the shape [H, W, 3] or [H, W]"
+        f"{what[:80]} is not a picture; give a file, a PIL picture, or uint8 of the shape [H, W, 3] or [H, W]"
     )

@@ -89,7 +89,10 @@ def find_images(source: str | Path) -> list[tuple[Path, Path]]:
         there = f"; it holds {others}" if others else ""
         raise InputError(f"--input {source} holds no image ({', '.join(IMAGE_SUFFIXES)}){there}; give another folder")
     if others:
-        print(f"note: {kinds.total()} files in {shown(source)} are no images by their names: {others}", flush=True)
+        print(
+            f"note: {kinds.total()} files in {shown(source)} are not images, judging by their names: {others}",
+            flush=True,
+        )
     return [(path, source) for path in images]
 
 

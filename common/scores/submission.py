@@ -59,7 +59,7 @@ def check_submission(args: Namespace, dataset: LabelledPictures | None) -> Submi
             )
         return None
     if not args.evaluate:
-        raise InputError(f"--submission {folder} is given and no --evaluate; give both, with the --checkpoint to use")
+        raise InputError(f"--submission {folder} is given without --evaluate; give both, with the --checkpoint to use")
     if getattr(args, "eval_protocol", "whole") != "whole":
         raise InputError(f"--submission {folder} is of whole pictures; give --eval_protocol whole")
     return Submission(folder, dataset)

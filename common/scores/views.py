@@ -42,7 +42,9 @@ class Views(NamedTuple):
         """Those that the flags ask for. Raises InputError for a stride that leaves gaps, or has no window."""
         window, stride = args.window, args.stride
         if stride and not window:
-            raise InputError(f"--stride {stride[0]}x{stride[1]} is given and no --window; give the size of the windows")
+            raise InputError(
+                f"--stride {stride[0]}x{stride[1]} is given without --window; give the size of the windows"
+            )
         if stride and (stride[0] > window[0] or stride[1] > window[1]):
             raise InputError(
                 f"--stride {stride[0]}x{stride[1]} leaves gaps between windows of {window[0]}x{window[1]}; give a "

@@ -53,7 +53,7 @@ def check_device_options(args: Namespace) -> None:
         raise InputError(f"--cuda_graph: the device is {device.type}, and only CUDA has such graphs; leave it out")
     for flag in ("compile", "cuda_graph"):
         if args.checkpoint_activations and getattr(args, flag):
-            raise InputError(f"--checkpoint_activations and --{flag} do not go together; leave one of them out")
+            raise InputError(f"--checkpoint_activations and --{flag} cannot be combined; leave one of them out")
     if "LOCAL_RANK" not in os.environ:
         opt_level = effective_opt_level(args.amp, args.opt_level, world, args.precision_mode)
         check_half_precision(opt_level, args.amp_dtype, world)

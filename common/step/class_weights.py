@@ -29,7 +29,7 @@ SMOOTHED = ("ce", "ohem")
 def chosen_criterion(args: Namespace, train_set: LabelledPictures) -> Criterion | None:
     """That of the flags, on the CPU; None for the recipe's own.
 
-    Raises InputError for flags that do not go together, for a file of weights that does not fit the classes, and for
+    Raises InputError for flags that cannot be combined, for a file of weights that does not fit the classes, and for
     labels that cannot be counted.
     """
     terms = loss_terms(args.loss)

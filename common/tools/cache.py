@@ -63,7 +63,7 @@ def keep(read: CachedReader, pair: Sequence[Path]) -> None:
     """See that the pair is in the cache. Raises InputError where it cannot be put there."""
     read(pair)
     if not read.holds(pair):
-        raise InputError(f"the cache {read.folder} takes no more; free some space on its disk and start again")
+        raise InputError(f"the cache {read.folder} cannot take more; free some space on its disk and start again")
 
 
 def main(argv: list[str] | None = None) -> None:

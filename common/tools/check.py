@@ -164,7 +164,7 @@ def write_own_classes(root: Path, datasets: Datasets) -> None:
     if not isinstance(kind_of, ReaderOf):
         raise InputError("--write_classes is for data of your own: the classes of this data set are published ones")
     if file.exists():
-        raise InputError(f"--write_classes: {file} is there already; change it there, or take it away")
+        raise InputError(f"--write_classes: {file} already exists; change it there, or remove it")
     try:
         write_classes(file, kind_of.classes)
     except OSError as error:
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
             print(note)
         print(*text_of_problems(problems), sep="\n", flush=True)
         if problems and not own.fix:
-            print("--fix NEW_DIR writes the data beside these, mended where it can be and without the rest", flush=True)
+            print("--fix NEW_DIR writes the data beside these, repaired where possible, without the rest", flush=True)
         if own.write_classes:
             write_own_classes(Path(args.data_path), datasets)
         code, done = ExitCode.INPUT if is_serious(problems) else ExitCode.DONE, {}

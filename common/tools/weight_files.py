@@ -35,7 +35,7 @@ def convert(source: Path, target: Path, model: str | None = None) -> str:
     if target.suffix not in (".pt", SUFFIX):
         raise InputError(f"{target} is to be written, and its kind is unknown; end its name in .pt or {SUFFIX}")
     if target.exists():
-        raise InputError(f"{target} is there already; give the name of a new file")
+        raise InputError(f"{target} already exists; give the name of a new file")
     content = read(source, mapped=True)
     writable_folder(target.parent, "the folder")
     if is_ours(content):

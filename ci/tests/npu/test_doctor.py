@@ -89,7 +89,10 @@ def test_the_card_of_the_environment_takes_the_step(npu, examined, monkeypatch):
     npu.set_device(0)
     monkeypatch.setenv("ASCEND_DEVICE_ID", "8")
     code, lines, _ = examined("--device", "npu")
-    assert code == 1 and "ASCEND_DEVICE_ID=8 is no NPU of this machine, which has 8; set it to one of 0..7" in lines[-1]
+    assert (
+        code == 1
+        and "ASCEND_DEVICE_ID=8 is not an NPU of this machine, which has 8; set it to one of 0..7" in lines[-1]
+    )
 
 
 def test_no_device_is_the_last_line(examined, monkeypatch):
