@@ -503,7 +503,7 @@ def test_initial_weights(tiny_cityscapes, tmp_path):
         (["--device_batch_size=3"], "2 training images are fewer than the 3 of one step.*lower --device_batch_size"),
         (["--load_from=missing.pth"], "no checkpoint missing.pth; give"),
         (["--pretrained=missing.pth"], "no file missing.pth .*--pretrained none"),
-        (["--evaluate"], "no --checkpoint; name the file"),
+        (["--evaluate"], "without --checkpoint; name the file"),
     ],
 )
 def test_what_cannot_work_is_said_before_it_starts(tiny_cityscapes, tmp_path, flags, message):

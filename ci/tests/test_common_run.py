@@ -138,7 +138,7 @@ def test_labels_are_opened_where_that_is_asked_for(tmp_path, flags, looked_at, m
     "flags, message",
     [
         ({"resume": "nowhere.pt"}, "no checkpoint nowhere.pt"),
-        ({"evaluate": 1}, "no --checkpoint; name the file"),
+        ({"evaluate": 1}, "without --checkpoint; name the file"),
         ({"evaluate": 1, "checkpoint": "nowhere.pt"}, "no checkpoint nowhere.pt"),
         ({}, "is not empty and holds no run"),
     ],

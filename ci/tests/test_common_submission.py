@@ -139,5 +139,5 @@ def test_names_that_meet_are_refused():
     with pytest.raises(InputError, match=r"a/x.png and b/x.png would both be x.png"):
         check_submission(Namespace(submission="out", evaluate=True), pictures)
     pictures.info = info._replace(submission=SubmissionForm(lambda image, _: image, None))
-    with pytest.raises(InputError, match="no --evaluate"):
+    with pytest.raises(InputError, match="without --evaluate"):
         check_submission(Namespace(submission="out", evaluate=False), pictures)

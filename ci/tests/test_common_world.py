@@ -443,7 +443,7 @@ def test_input_that_the_check_refuses_is_one_line_and_nothing_runs(capsys, monke
 def test_devices_are_checked_before_the_input(capsys):
     code, err, ran = launched(capsys, check=lambda *_: pytest.fail("checked"), devices=8)
     assert (code, ran) == (2, False)
-    assert "8 devices are asked for" in err and err.count("\n") == 1
+    assert "8 devices requested" in err and err.count("\n") == 1
 
 
 def test_a_machine_beyond_the_last_is_refused(capsys):
