@@ -678,6 +678,8 @@ RECORD = [
           "test_foreign_weights.py -k tensors_say"),
     Fault("common/tools/weight_files.py", "convert writes over a file that is there",
           "    if target.exists():", "    if False:", "test_common_inspect.py -k another_program"),
+    Fault("common/trained.py", "a --backbone that the checkpoint overrules is passed over in silence",
+          "if name in options and", "if False and", "test_common_checkpoint.py -k options_of"),
     Fault("common/nets/atrous.py", "the first tap of a filter is taken for the middle one",
           "slice(1, 2) for side", "slice(0, 1) for side", "test_common_atrous.py"),
     Fault("common/tools/plain.py", "the plain form leaves out the products with padding",

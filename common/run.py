@@ -27,7 +27,7 @@ from common.device.stopping import Orders, Stop
 from common.device.world import Modes, check_same, chosen_devices, find_device_type, seed_everything, setup
 from common.errors import Stopped
 from common.record.bad_step import samples_of
-from common.record.checkpoint import Progress, load_model
+from common.record.checkpoint import Progress
 from common.record.choosing import check_choice
 from common.record.course import Course
 from common.record.first_batch import shown_first
@@ -52,7 +52,7 @@ from common.step.freezing import freeze
 from common.step.norm import synchronize_batch_norm
 from common.step.optimizer import OPTIMIZERS, check_source, fused_optimizer, optimizer_options, trained_groups
 from common.step.recomputing import recomputed
-from common.trained import check_evaluation, evaluate_best, evaluate_checkpoint
+from common.trained import check_evaluation, evaluate_best, evaluate_checkpoint, load_trained
 
 Build = Callable[[Namespace, "Run"], tuple[Datasets, nn.Module]]
 
@@ -153,7 +153,7 @@ class Run:
 
     def trained(self, build_model: Callable, from_reference: Callable, **options: object) -> nn.Module:
         """The network of --checkpoint with its weights; `options` of build_model are for files that name none."""
-        return load_model(self.args.checkpoint, build_model, from_reference, options, self.notes.append)
+        return load_trained(self.args, build_model, from_reference, options, self.notes.append)
 
     # ---- in each process
 

@@ -1,6 +1,8 @@
 """Trained weights on a data set: of a checkpoint that is evaluated alone, and the best of a run after its end."""
 
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from common.data.pictures import LabelledPictures
 from common.device.placement import place, share_state
 from common.device.world import check_same, synchronize
 from common.errors import InputError
-from common.record.checkpoint import check_exists, load_weights
+from common.record.checkpoint import check_exists, load_model, load_weights
 from common.record.course import Course
 from common.record.log import RunLog
 
@@ -28,6 +30,17 @@ def check_evaluation(checkpoint: str, output_dir: str | Path) -> None:
             f"--checkpoint {checkpoint} is in --output_dir {output_dir}, whose run would be moved aside; "
             "give another --output_dir for the evaluation"
         )
+
+
+def load_trained(
+    args: Namespace, build_model: Callable, from_reference: Callable, options: dict, say: Callable[[str], object]
+) -> nn.Module:
+    """See `Run.trained`. say: takes what the file is, and which options of the command line are not the file's."""
+    model = load_model(args.checkpoint, build_model, from_reference, options, say)
+    for name in args.given:
+        if name in options and model.options.get(name, options[name]) != options[name]:
+            say(f"--{name} {options[name]} is not used: {args.checkpoint} has {model.options[name]}")
+    return model
 
 
 def evaluate_checkpoint(run: "Run", model: nn.Module, dataset: LabelledPictures) -> dict:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from common.record.resuming import continues_run, find_resume, read_newest, resu
 from common.record.tensors import Unusable
 from common.step.amp import Amp
 from common.step.schedule import set_lr
+from common.trained import load_trained
 
 IMAGES_PER_STEP = 8
 CODE = {"commit": "0123456789abcdef", "changed": False, "version": None}
@@ -186,6 +188,14 @@ def test_load_model_builds_what_the_file_holds(tmp_path):
     loaded = load_model(last(tmp_path), build_model, dict, {"width": 99})
     assert built_with == [3]
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("given, said", [(["width"], 1), ([], 0)])
+def test_options_of_the_command_line_that_are_not_the_files_are_said(tmp_path, given, said):
+    saved(tmp_path)
+    args, lines = Namespace(checkpoint=last(tmp_path), given=["lr", *given]), []
+    load_trained(args, lambda width: Normalised(), dict, {"width": 99}, lines.append)
+    assert lines[1:] == [f"--width 99 is not used: {last(tmp_path)} has 3"] * said
 
 
 def test_load_model_refuses_a_checkpoint_that_the_folder_does_not_build(tmp_path):
