@@ -36,7 +36,7 @@ from common.values import (
     switch,
     workers,
 )
-from common.version import end_at_once, version_line
+from common.version import end_on_signal, version_line
 
 # What --config does not take: what a run wrote and was told once, and where it was computed. Where its data and its
 # first weights are is a part of the recipe, and so is the number of devices.
@@ -290,10 +290,10 @@ def _script_arguments() -> list[str]:
 
     if threading.current_thread() is threading.main_thread():
         in_torchrun = "LOCAL_RANK" in os.environ
-        signal.signal(signal.SIGINT, wait if in_torchrun else end_at_once)
+        signal.signal(signal.SIGINT, wait if in_torchrun else end_on_signal)
         signal.signal(signal.SIGUSR1, wait)
         if not in_torchrun:
-            signal.signal(signal.SIGTERM, end_at_once)
+            signal.signal(signal.SIGTERM, end_on_signal)
     return sys.argv[1:]
 
 

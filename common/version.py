@@ -46,15 +46,15 @@ def version_line() -> str:
 def answer_version() -> None:
     """End a tool that is asked for its version, before it imports what takes seconds.
 
-    While it imports, Ctrl-C ends it with one line: see `end_at_once`.
+    While it imports, Ctrl-C ends it with one line: see `end_on_signal`.
     """
     if "--version" in sys.argv[1:]:
         print(version_line())
         sys.exit(0)
-    signal.signal(signal.SIGINT, end_at_once)
+    signal.signal(signal.SIGINT, end_on_signal)
 
 
-def end_at_once(number: int, _frame: object) -> None:
+def end_on_signal(number: int, _frame: object) -> None:
     """End the program with one line for a signal: as an exception Ctrl-C would be a page about an import."""
     said, code = ("interrupted", 130) if number == signal.SIGINT else ("stopped by SIGTERM", 3)
     os.write(2, f"{os.path.basename(sys.argv[0])}: {said}\n".encode())
